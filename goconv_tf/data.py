@@ -1,0 +1,115 @@
+"""Training patches from folders of photographs.
+
+Every batch is a function of a seed and the step's number, so that a run that was stopped and
+started again sees the batches an unbroken one would have seen.
+"""
+
+import collections
+import glob
+import os
+import threading
+
+import numpy as np
+from PIL import Image
+
+from goconv_tf.errors import DataError
+
+EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp")
+
+
+def find_pictures(patterns):
+    """Sorted paths of the PNG, JPEG and WebP files that match glob patterns or lie in folders."""
+    found = set()
+    for pattern in patterns:
+        if os.path.isdir(pattern):
+            pattern = os.path.join(pattern, "**", "*")
+        found.update(p for p in glob.glob(pattern, recursive=True) if p.lower().endswith(EXTENSIONS))
+    if not found:
+        raise DataError(f"no PNG, JPEG or WebP pictures match {', '.join(patterns)}")
+    return sorted(found)
+
+
+def read_rgb(path):
+    """A picture as uint8 [h, w, 3]."""
+    with Image.open(path) as image:
+        return np.asarray(image.convert("RGB"))
+
+
+class PatchSource:
+    """Draws training batches; decoded pictures are kept only while they fit a cache.
+
+    Args:
+      paths: picture files. Those that cannot be read, or with a side under `patch`, are left out;
+        `unreadable` and `too_small` count them.
+      patch: side of the square patches, pixels.
+      batch: patches a step.
+      lambdas: Lagrangians, one of which is drawn for each patch.
+      seed: of everything drawn.
+      flip: mirror half of the patches left to right.
+      cache_mb: memory for decoded pictures, MiB.
+
+    Raises:
+      DataError: if no picture is left.
+    """
+
+    def __init__(self, paths, patch, batch, lambdas, seed=0, flip=True, cache_mb=1024):
+        self.patch, self.batch, self.seed, self.flip = patch, batch, seed, flip
+        self.lambdas = np.array(lambdas, np.float32)
+        self.paths, self.too_small, self.unreadable = [], 0, 0
+        for path in paths:
+            try:
+                with Image.open(path) as image:
+                    size = image.size
+            except (OSError, Image.DecompressionBombError):
+                self.unreadable += 1
+                continue
+            if min(size) >= patch:
+                self.paths.append(path)
+            else:
+                self.too_small += 1
+        if not self.paths:
+            raise DataError(f"none of {len(paths)} pictures is readable with both sides at least {patch} pixels")
+        self._cache = collections.OrderedDict()
+        self._room = cache_mb * 2**20
+        self._lock = threading.Lock()
+
+    def _picture(self, path):
+        with self._lock:
+            if path in self._cache:
+                self._cache.move_to_end(path)
+                return self._cache[path]
+        picture = read_rgb(path)
+        with self._lock:
+            if path not in self._cache:
+                self._cache[path] = picture
+                self._room -= picture.nbytes
+            while self._room < 0:
+                self._room += self._cache.popitem(last=False)[1].nbytes
+        return picture
+
+    def __call__(self, step):
+        """(patches uint8 [batch, patch, patch, 3], lambdas float32 [batch], noise seed int32 [2]) of a step."""
+        rng = np.random.default_rng([self.seed, int(step)])
+        lambdas = rng.choice(self.lambdas, self.batch)
+        noise = rng.integers(2**30, size=2).astype(np.int32)
+        patches = np.empty((self.batch, self.patch, self.patch, 3), np.uint8)
+        for i in range(self.batch):
+            picture = self._picture(self.paths[rng.integers(len(self.paths))])
+            top, left = (rng.integers(n - self.patch + 1) for n in picture.shape[:2])
+            patch = picture[top : top + self.patch, left : left + self.patch]
+            patches[i] = patch[:, ::-1] if self.flip and rng.random() < 0.5 else patch
+        return patches, lambdas, noise
+
+    def dataset(self, start):
+        """tf.data.Dataset of (patches, lambdas, noise seed, step), endless, from step `start` on."""
+        import tensorflow as tf
+
+        def draw(step):
+            x, lmbda, noise = tf.numpy_function(self, [step], [tf.uint8, tf.float32, tf.int32], stateful=False)
+            x.set_shape([self.batch, self.patch, self.patch, 3])
+            lmbda.set_shape([self.batch])
+            noise.set_shape([2])
+            return x, lmbda, noise, tf.cast(step, tf.int32)
+
+        steps = tf.data.Dataset.counter(start=start, dtype=tf.int64)
+        return steps.map(draw, num_parallel_calls=2, deterministic=True).prefetch(4)

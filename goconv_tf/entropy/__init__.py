@@ -1,0 +1,17 @@
+"""Entropy models and coders. They know tensors, no networks."""
+
+from goconv_tf.entropy.coders import CODERS
+from goconv_tf.entropy.priors import FactorizedPrior, GaussianConditional
+from goconv_tf.entropy.tables import CodingTable
+from goconv_tf.entropy.walkers import Decoder, Encoder, NoisyWalker, RoundingWalker
+
+__all__ = [
+    "CODERS",
+    "CodingTable",
+    "Decoder",
+    "Encoder",
+    "FactorizedPrior",
+    "GaussianConditional",
+    "NoisyWalker",
+    "RoundingWalker",
+]

@@ -1,0 +1,156 @@
+"""Range coders: tfc's ops, and the range-coder package. Both code the same integers with the same tables.
+
+Integers outside a row's range are sent as its escape symbol; after all symbols follow, for the
+escaped ones in order, how many binary digits lie outside, then their signs and digits. Damaged
+data can therefore give wrong integers, but never more or larger ones than the tables allow.
+(tfc's own overflow code does not end on some damaged strings.)
+"""
+
+import os
+import tempfile
+
+import numpy as np
+import tensorflow as tf
+from tensorflow_compression.python.ops import gen_ops
+
+from goconv_tf.entropy.tables import ESCAPE_DIGITS
+from goconv_tf.errors import BitstreamError
+
+
+class _Coder:
+    """`encode(symbols, indexes, table) -> bytes` and its inverse `decode(bytes, indexes, table) -> symbols`.
+
+    symbols: int32 [n]. indexes: int32 [n], the table's row for each. table: CodingTable.
+    """
+
+    def encode(self, symbols, indexes, table):
+        values = symbols.astype(np.int64) - table.offset[indexes]
+        escape = table.escape[indexes]
+        outside = (values < 0) | (values >= escape)
+        below = values[outside] < 0
+        # At least 1, so that the leading digit need not be sent.
+        excess = np.where(below, -values[outside], values[outside] - escape[outside] + 1)
+        if (excess >= 2**ESCAPE_DIGITS).any():
+            raise ValueError("a latent is too large to be coded")
+        digits = np.floor(np.log2(np.maximum(excess, 1))).astype(np.int64)
+        bits = [excess[k] >> shift & 1 for k, n in enumerate(digits) for shift in range(n)]
+        digits_row, bit_row = len(table.rows) - 2, len(table.rows) - 1
+        return self._encode(
+            np.concatenate([np.where(outside, escape, values), digits, below, bits]).astype(np.int32),
+            np.concatenate([indexes, np.full(len(digits), digits_row), np.full(len(digits) + len(bits), bit_row)]).astype(np.int32),
+            table,
+        )
+
+    def decode(self, string, indexes, table):
+        decode, close = self._open(string, table)
+        values = decode(indexes).astype(np.int64)
+        escape = table.escape[indexes]
+        outside = np.flatnonzero(values == escape)
+        digits = decode(np.full(len(outside), len(table.rows) - 2))
+        bits = decode(np.full(len(outside) + int(digits.sum()), len(table.rows) - 1)).tolist()
+        close()
+        start = len(outside)
+        for k, n, below in zip(outside, digits.tolist(), bits[:start]):
+            excess = (1 << n) + sum(bit << shift for shift, bit in enumerate(bits[start : start + n]))
+            values[k] = -excess if below else escape[k] + excess - 1
+            start += n
+        return (values + table.offset[indexes]).astype(np.int32)
+
+
+class TfcCoder(_Coder):
+    """tensorflow-compression's range coder ops."""
+
+    name = "tfc"
+
+    def _encode(self, values, rows, table):
+        handle = gen_ops.create_range_encoder([], table.lookup)
+        handle = gen_ops.entropy_encode_index(handle, rows, values)
+        return gen_ops.entropy_encode_finalize(handle).numpy()
+
+    def _open(self, string, table):
+        handle = gen_ops.create_range_decoder(tf.constant(string), table.lookup)
+
+        def decode(rows):
+            nonlocal handle
+            handle, values = gen_ops.entropy_decode_index(handle, rows.astype(np.int32), rows.shape, tf.int32)
+            return values.numpy()
+
+        def close():
+            if not gen_ops.entropy_decode_finalize(handle):
+                raise BitstreamError("the entropy coded data does not end where it should")
+
+        return decode, close
+
+
+class RangeCoderCoder(_Coder):
+    """The range-coder package, which works on files and takes one row of the table a call.
+
+    Symbols of a batch are therefore sent row by row, in order within each. Its decoder takes
+    rows of at most 1024 symbols: longer ones are sent as a block of 1024 and a symbol within.
+    """
+
+    name = "range-coder"
+    _block = 1024
+
+    @classmethod
+    def _split(cls, cdf):
+        """Cumulative frequencies of the blocks, and of the symbols within each block."""
+        blocks = [cdf[a : a + cls._block + 1] for a in range(0, len(cdf) - 1, cls._block)]
+        return [block[0] for block in blocks] + cdf[-1:], [[n - block[0] for n in block] for block in blocks]
+
+    @staticmethod
+    def _batches(rows, table):
+        """Yields (cumulative frequencies, positions) for every row in use."""
+        order = np.argsort(rows, kind="stable")
+        used, starts = np.unique(rows[order], return_index=True)
+        for row, where in zip(used, np.split(order, starts[1:])):
+            yield table.rows[row], where
+
+    def _encode(self, values, rows, table):
+        import range_coder
+
+        with tempfile.TemporaryDirectory() as folder:
+            path = os.path.join(folder, "stream")
+            encoder = range_coder.RangeEncoder(path)
+            # Escape rows come last in the table, so that this is also the order of decoding.
+            for cdf, where in self._batches(rows, table):
+                if len(cdf) - 1 <= self._block:
+                    encoder.encode(values[where].tolist(), cdf)
+                else:
+                    coarse, fine = self._split(cdf)
+                    block, rest = np.divmod(values[where], self._block)
+                    encoder.encode(block.tolist(), coarse)
+                    for k, n in zip(block, rest.tolist()):
+                        encoder.encode([n], fine[k])
+            encoder.close()
+            with open(path, "rb") as f:
+                return f.read()
+
+    def _open(self, string, table):
+        import range_coder
+
+        folder = tempfile.TemporaryDirectory()
+        path = os.path.join(folder.name, "stream")
+        with open(path, "wb") as f:
+            f.write(string)
+        decoder = range_coder.RangeDecoder(path)
+
+        def decode(rows):
+            values = np.zeros(len(rows), np.int32)
+            for cdf, where in self._batches(rows, table):
+                if len(cdf) - 1 <= self._block:
+                    values[where] = decoder.decode(len(where), cdf)
+                else:
+                    coarse, fine = self._split(cdf)
+                    block = decoder.decode(len(where), coarse)
+                    values[where] = [k * self._block + decoder.decode(1, fine[k])[0] for k in block]
+            return values
+
+        def close():
+            decoder.close()
+            folder.cleanup()
+
+        return decode, close
+
+
+CODERS = {coder.name: coder for coder in (TfcCoder(), RangeCoderCoder())}

@@ -1,0 +1,79 @@
+"""Probability models of latents: a factorized prior and a Gaussian conditional.
+
+Both answer the same calls, so that one walk over the latents serves every mode:
+`likelihood`, `offset` (what is subtracted before rounding), `indexes` (the row of the
+coding table for every latent) and `table`.
+"""
+
+import math
+
+import numpy as np
+import tensorflow as tf
+import tensorflow_compression as tfc
+
+from goconv_tf.entropy import tables
+
+LIKELIHOOD_BOUND = 1e-9
+SCALES_MIN, SCALES_MAX, SCALES_LEVELS = 0.11, 256.0, 64
+
+
+class FactorizedPrior(tf.keras.layers.Layer):
+    """Fully factorized density, one per channel (Balle et al., arXiv 1802.00847, appendix 6.1).
+
+    Args:
+      channels: number of channels of the latent [batch, h, w, channels].
+    """
+
+    def __init__(self, channels, **kwargs):
+        super().__init__(dtype="float32", **kwargs)
+        self.channels = channels
+        self.prior = tfc.NoisyDeepFactorized(batch_shape=(channels,))
+        self.table = None
+        # Fraction of each channel's median; zero until the coding table is built.
+        self.quantization_offset = tf.Variable(tf.zeros([channels]), trainable=False, name="quantization_offset")
+
+    def likelihood(self, values):
+        """Probability of each of values [batch, h, w, channels], at least 1e-9."""
+        return tfc.lower_bound(self.prior.prob(values), LIKELIHOOD_BOUND)
+
+    def offset(self):
+        return self.quantization_offset
+
+    def indexes(self, shape):
+        return tf.broadcast_to(tf.range(self.channels), shape)
+
+    def build_table(self):
+        """Makes the coding table from the present parameters."""
+        self.table, offset = tables.factorized_table(self.prior)
+        self.quantization_offset.assign(offset)
+
+
+class GaussianConditional(tf.keras.layers.Layer):
+    """Normal density with a predicted mean and scale per latent (Minnen et al., arXiv 1809.02736).
+
+    Scales are bounded below by 0.11, with tfc's gradient through the bound; for coding each
+    is rounded up to one of 64 values, exp(linspace(log 0.11, log 256, 64)).
+    """
+
+    def __init__(self, **kwargs):
+        super().__init__(dtype="float32", **kwargs)
+        self.scale_table = np.exp(np.linspace(math.log(SCALES_MIN), math.log(SCALES_MAX), SCALES_LEVELS)).astype(np.float32)
+        self.table = None
+
+    def likelihood(self, values, mean, scale):
+        """Probability of each of values, at least 1e-9; all arguments [batch, h, w, channels]."""
+        prior = tfc.NoisyNormal(loc=mean, scale=tfc.lower_bound(scale, SCALES_MIN))
+        return tfc.lower_bound(prior.prob(values), LIKELIHOOD_BOUND)
+
+    def offset(self, mean, scale):
+        del scale
+        return mean
+
+    def indexes(self, shape, mean, scale):
+        """int32 of `shape`: the smallest entry of the scale table that is not below the scale."""
+        del shape, mean
+        return tf.searchsorted(self.scale_table[:-1], tf.reshape(scale, [-1]), side="left")
+
+    def build_table(self):
+        """Makes the coding table, which depends on the scale table only."""
+        self.table = tables.scale_table(self.scale_table)

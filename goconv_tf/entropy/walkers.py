@@ -1,0 +1,105 @@
+"""What a model's one walk over its latents is walked with.
+
+A model visits each latent once, in coding order: `value = walker(name, entropy_model, *parameters)`.
+Which walker it is given decides whether that trains, estimates, encodes or decodes:
+
+    NoisyWalker     adds uniform noise, collects likelihoods
+    RoundingWalker  rounds, collects likelihoods
+    Encoder         rounds, collects coded strings
+    Decoder         reads coded strings
+
+The last three return identical values, computed by identical operations.
+"""
+
+import zlib
+
+import tensorflow as tf
+
+MAX_SYMBOL = 2**20
+
+
+class _Walker:
+    def __init__(self, latents):
+        self.latents = latents
+        self.likelihoods = {}
+
+    def size(self, name):
+        """Spatial size, int32 [2], of the latent `name`."""
+        return tf.shape(self.latents[name])[1:3]
+
+    def bits(self, name):
+        """Estimated bits of the latent `name`, [batch]."""
+        log2 = tf.math.log(self.likelihoods[name]) / -tf.math.log(2.0)
+        return tf.reduce_sum(log2, axis=[1, 2, 3])
+
+
+class NoisyWalker(_Walker):
+    """Training: latents [batch, h, w, c] with noise in [-0.5, 0.5) drawn from `seed`, int32 [2]."""
+
+    def __init__(self, latents, seed):
+        super().__init__(latents)
+        self.seed = seed
+
+    def __call__(self, name, model, *parameters):
+        latent = tf.cast(self.latents[name], tf.float32)
+        seed = self.seed + [len(self.likelihoods), 0]
+        noisy = latent + tf.random.stateless_uniform(tf.shape(latent), seed, -0.5, 0.5)
+        self.likelihoods[name] = model.likelihood(noisy, *parameters)
+        return noisy
+
+
+def _symbols(latent, offset):
+    """Integers that are coded: round(latent - offset), kept within what int32 codes can carry."""
+    difference = tf.cast(latent, tf.float32) - offset
+    difference = tf.where(tf.math.is_finite(difference), difference, 0.0)
+    return tf.cast(tf.round(tf.clip_by_value(difference, -MAX_SYMBOL, MAX_SYMBOL)), tf.int32)
+
+
+class RoundingWalker(_Walker):
+    """Estimate: the values that decoding gives, with their likelihoods."""
+
+    def __call__(self, name, model, *parameters):
+        offset = model.offset(*parameters)
+        value = tf.cast(_symbols(self.latents[name], offset), tf.float32) + offset
+        self.likelihoods[name] = model.likelihood(value, *parameters)
+        return value
+
+
+class Encoder(_Walker):
+    """Coding, batch 1: `strings` {name: bytes}; `checksum` CRC-32 of all integers in order."""
+
+    def __init__(self, latents, coder):
+        super().__init__(latents)
+        self.coder = coder
+        self.strings = {}
+        self.checksum = 0
+
+    def __call__(self, name, model, *parameters):
+        offset = model.offset(*parameters)
+        symbols = _symbols(self.latents[name], offset)
+        indexes = model.indexes(tf.shape(symbols), *parameters)
+        flat = tf.reshape(symbols, [-1]).numpy()
+        self.strings[name] = self.coder.encode(flat, tf.reshape(indexes, [-1]).numpy(), model.table)
+        self.checksum = zlib.crc32(flat.astype("<i4").tobytes(), self.checksum)
+        return tf.cast(symbols, tf.float32) + offset
+
+
+class Decoder:
+    """Decoding, batch 1: from {name: bytes} and {name: (h, w, c)}."""
+
+    def __init__(self, strings, shapes, coder):
+        self.strings = strings
+        self.shapes = shapes
+        self.coder = coder
+        self.checksum = 0
+
+    def size(self, name):
+        return tf.constant(self.shapes[name][:2], tf.int32)
+
+    def __call__(self, name, model, *parameters):
+        shape = (1, *self.shapes[name])
+        offset = model.offset(*parameters)
+        indexes = tf.reshape(model.indexes(shape, *parameters), [-1]).numpy()
+        flat = self.coder.decode(self.strings[name], indexes, model.table)
+        self.checksum = zlib.crc32(flat.astype("<i4").tobytes(), self.checksum)
+        return tf.cast(tf.reshape(tf.constant(flat, tf.int32), shape), tf.float32) + offset

@@ -1,0 +1,22 @@
+"""Files that are either whole or not there."""
+
+import contextlib
+import os
+import tempfile
+
+
+def atomic_write(path: str, data: bytes) -> None:
+    """Writes data under a temporary name in the same folder, then renames it to path."""
+    folder = os.path.dirname(os.path.abspath(path))
+    handle, temporary = tempfile.mkstemp(prefix=f".{os.path.basename(path)}.", dir=folder)
+    try:
+        with os.fdopen(handle, "wb") as f:
+            f.write(data)
+        umask = os.umask(0)
+        os.umask(umask)
+        os.chmod(temporary, 0o666 & ~umask)
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+        raise

@@ -1,0 +1,148 @@
+"""The convolution and the normalisation that every other layer here is made of."""
+
+import functools
+
+import numpy as np
+import tensorflow as tf
+import tensorflow_compression as tfc
+
+
+@functools.lru_cache(maxsize=None)
+def irdft_matrix(height: int, width: int) -> np.ndarray:
+    """Orthonormal inverse real DFT of a height x width kernel, [height*width, height*width].
+
+    Column j is the picture of coefficient j; coefficients of one axis are ordered
+    DC, Re 1, Im 1, Re 2, Im 2, ... and the two axes form a tensor product, as in
+    tensorflow-compression 1.x.
+    """
+
+    def axis(n):
+        phase = 2 * np.pi * np.outer(np.arange(n), np.arange(n)) / n
+        columns = [np.full(n, np.sqrt(1 / n))]
+        for k in range(1, (n - 1) // 2 + 1):
+            columns += [np.sqrt(2 / n) * np.cos(phase[k]), -np.sqrt(2 / n) * np.sin(phase[k])]
+        if n % 2 == 0 and n > 1:
+            columns.append(np.sqrt(1 / n) * np.cos(phase[n // 2]))
+        return np.stack(columns, axis=1)
+
+    return np.kron(axis(height), axis(width))
+
+
+class RDFTKernel(tfc.Parameter):
+    """A convolution kernel held as its real DFT (Balle 2018, arXiv 1802.00847, section 4).
+
+    The numbers are those of an FFT per kernel, computed as one matrix product, which
+    is several times cheaper for kernels this small.
+
+    Args:
+      initial_value: float tensor [height, width, in, out], the kernel to start from.
+      name: name of the variable.
+    """
+
+    def __init__(self, initial_value, name="kernel"):
+        super().__init__(name=name)
+        initial_value = tf.convert_to_tensor(initial_value)
+        self._shape = tuple(int(n) for n in initial_value.shape)
+        self._matrix = irdft_matrix(*self._shape[:2])
+        flat = tf.reshape(initial_value, (self._matrix.shape[0], -1))
+        self.rdft = tf.Variable(tf.matmul(tf.constant(self._matrix.T, flat.dtype), flat), name=f"{name}_rdft")
+
+    def __call__(self, compute_dtype=None):
+        matrix = tf.constant(self._matrix, self.rdft.dtype)
+        kernel = tf.reshape(tf.matmul(matrix, self.rdft), self._shape)
+        return kernel if compute_dtype is None else tf.cast(kernel, compute_dtype)
+
+    def get_config(self):
+        raise NotImplementedError("serialise the layer that owns this kernel instead")
+
+
+class _OwnVariables:
+    """Saves the variables inside tfc parameters too, which Keras' own format would leave out."""
+
+    def save_own_variables(self, store):
+        for i, variable in enumerate(self.variables):
+            store[str(i)] = variable.numpy()
+
+    def load_own_variables(self, store):
+        for i, variable in enumerate(self.variables):
+            variable.assign(store[str(i)])
+
+
+class SignalConv2D(_OwnVariables, tfc.SignalConv2D):
+    """tfc.SignalConv2D with zero padding "same", a cheap RDFT kernel, and kernels that can be folded.
+
+    Args:
+      filters: number of output channels.
+      kernel_size: odd or even side of the square kernel.
+      strides: downsampling factor, or upsampling factor when `transpose`.
+      transpose: False for a correlation, True for an upsampling (transposed) convolution.
+      use_bias: add a bias per channel.
+      kernel_parameter: "rdft" or "variable" (plain).
+
+    Input [batch, h, w, c]; output [batch, ceil(h/s), ceil(w/s), filters], or
+    [batch, h*s, w*s, filters] when `transpose`.
+    """
+
+    def __init__(self, filters, kernel_size, strides=1, transpose=False, use_bias=True, kernel_parameter="rdft", **kwargs):
+        super().__init__(
+            filters,
+            (kernel_size, kernel_size),
+            corr=not transpose,
+            strides_up=strides if transpose else 1,
+            strides_down=1 if transpose else strides,
+            padding="same_zeros",
+            use_bias=use_bias,
+            kernel_parameter=kernel_parameter,
+            use_explicit=False,  # the same numbers; its gradient takes about two thirds of the time on CPUs
+            **kwargs,
+        )
+        self._folded = None
+
+    def build(self, input_shape):
+        if isinstance(self.kernel_parameter, str) and self.kernel_parameter == "rdft":
+            shape = self.kernel_support + (tf.TensorShape(input_shape)[-1], self.filters)
+            initial = self.kernel_initializer(shape=shape, dtype=self.variable_dtype)
+            self.kernel_parameter = RDFTKernel(initial)
+        super().build(input_shape)
+
+    @property
+    def kernel(self):
+        return super().kernel if self._folded is None else self._folded
+
+    def fold(self):
+        """Fixes the kernel at its present value, so that later calls need not compute it."""
+        self._folded = tf.constant(super().kernel.numpy())
+
+
+@tf.keras.saving.register_keras_serializable("goconv_tf")
+class GDN(_OwnVariables, tf.keras.layers.Layer):
+    """Generalized divisive normalization, y_i = x_i / sqrt(beta_i + sum_j gamma_ij x_j^2).
+
+    Balle, Laparra, Simoncelli, "End-to-end optimized image compression" (arXiv 1611.01704),
+    Eq. 3; with `inverse` the division becomes a product (IGDN). Parameters are tfc's
+    non-negative `GDNParameter`s. Computed in float32 whatever the layer's compute type.
+
+    Input and output [batch, ..., channels].
+    """
+
+    def __init__(self, inverse=False, **kwargs):
+        super().__init__(**kwargs)
+        self.inverse = inverse
+
+    def build(self, input_shape):
+        channels = int(tf.TensorShape(input_shape)[-1])
+        self.beta = tfc.GDNParameter(tf.ones([channels]), name="beta", minimum=1e-6)
+        self.gamma = tfc.GDNParameter(0.1 * tf.eye(channels), name="gamma", minimum=0.0)
+        super().build(input_shape)
+
+    def call(self, inputs):
+        x = tf.cast(inputs, tf.float32)
+        gamma = self.gamma()[None, None] if inputs.shape.rank == 4 else self.gamma()
+        square = tf.square(x)
+        pool = tf.nn.conv2d(square, gamma, 1, "VALID") if inputs.shape.rank == 4 else tf.linalg.matmul(square, gamma)
+        pool = tf.nn.bias_add(pool, self.beta())
+        scale = tf.sqrt(pool) if self.inverse else tf.math.rsqrt(pool)
+        return tf.cast(x * scale, inputs.dtype)
+
+    def get_config(self):
+        return {**super().get_config(), "inverse": self.inverse}

@@ -1,0 +1,236 @@
+"""Generalized octave convolutions (Akbari et al., arXiv 2002.10032).
+
+Two frequencies travel side by side: X_H at full and X_L at half resolution. Unlike in
+plain octave convolution the paths between them start from the *outputs* of the paths
+within each, and are learned strided convolutions with an activation of their own.
+"""
+
+import functools
+from typing import Any, Callable, NamedTuple, Union
+
+import tensorflow as tf
+
+from goconv_tf.layers.conv import GDN, SignalConv2D
+
+
+class OctaveTensor(NamedTuple):
+    """A pair of feature maps: high [batch, h, w, c_H] and low [batch, ceil(h/2), ceil(w/2), c_L]."""
+
+    high: Any
+    low: Any
+
+
+Activation = Union[None, str, Callable[[], Callable]]
+
+_FACTORIES = {
+    "gdn": GDN,
+    "igdn": lambda **kwargs: GDN(inverse=True, **kwargs),
+    "leaky_relu": lambda **kwargs: tf.keras.layers.LeakyReLU(0.2, **kwargs),
+}
+
+
+def make_activation(activation: Activation, **kwargs):
+    """A fresh activation: from "gdn", "igdn", "leaky_relu" (slope 0.2), another Keras name, a factory, or None."""
+    if activation is None or activation == "linear":
+        return None
+    if isinstance(activation, str):
+        if activation in _FACTORIES:
+            return _FACTORIES[activation](**kwargs)
+        try:
+            return tf.keras.layers.Activation(activation, **kwargs)
+        except ValueError:
+            raise ValueError(f"unknown activation {activation!r}: use gdn, igdn, leaky_relu, a Keras name or a factory") from None
+    if callable(activation):
+        made = activation()
+        if not callable(made):
+            raise ValueError(f"the activation factory {activation!r} returned {made!r}, which cannot be called")
+        return made
+    raise ValueError(f"activation must be a name, a factory or None, not {activation!r}")
+
+
+def split_filters(filters: int, alpha: float):
+    """(high, low) numbers of channels for a share `alpha` of low-frequency ones."""
+    low = int(round(alpha * filters))
+    if alpha and not 0 < low < filters:
+        raise ValueError(f"alpha={alpha} leaves {filters - low} high and {low} low of {filters} filters")
+    return filters - low, low
+
+
+def crop(x, size):
+    """The top left [batch, size[0], size[1], c] of x."""
+    return x[:, : size[0], : size[1], :]
+
+
+def _half(n):
+    return None if n is None else (n + 1) // 2
+
+
+def _is_pair(inputs) -> bool:
+    return isinstance(inputs, (tuple, list)) and not isinstance(inputs, tf.TensorShape) and len(inputs) == 2
+
+
+class _GoConv(tf.keras.layers.Layer):
+    """What the four public layers share; `_transpose` tells the two kinds of intra path apart."""
+
+    _transpose = False
+
+    def __init__(
+        self,
+        filters,
+        kernel_size,
+        strides=1,
+        alpha=0.5,
+        activation=None,
+        use_bias=True,
+        kernel_parameter="rdft",
+        inter_kernel_size=3,
+        **kwargs,
+    ):
+        super().__init__(**kwargs)
+        if int(filters) < 1:
+            raise ValueError(f"filters must be at least 1, not {filters}")
+        if not 0 <= alpha < 1:
+            raise ValueError(f"alpha must be in [0, 1), not {alpha}")
+        if strides not in (1, 2):
+            raise ValueError(f"strides must be 1 or 2, not {strides}")
+        if kernel_parameter not in ("rdft", "variable"):
+            raise ValueError(f"kernel_parameter must be 'rdft' or 'variable', not {kernel_parameter!r}")
+        if isinstance(activation, dict):  # from get_config: a recipe for fresh copies of what the factory made
+            activation = functools.partial(tf.keras.layers.deserialize, activation)
+        self.filters, self.kernel_size, self.strides, self.alpha = int(filters), int(kernel_size), int(strides), float(alpha)
+        self.use_bias, self.kernel_parameter, self.inter_kernel_size = use_bias, kernel_parameter, int(inter_kernel_size)
+        self.activation = activation
+        self.filters_high, self.filters_low = split_filters(self.filters, self.alpha)
+
+    def _make_path(self, name, filters, kernel_size, strides, transpose):
+        conv = SignalConv2D(
+            filters,
+            kernel_size,
+            strides,
+            transpose,
+            use_bias=self.use_bias,
+            kernel_parameter=self.kernel_parameter,
+            name=name,
+            dtype=self.dtype_policy,
+        )
+        keep = {"name": f"{name}_activation", "dtype": self.dtype_policy}
+        return conv, make_activation(self.activation, **(keep if isinstance(self.activation, str) else {}))
+
+    def build(self, input_shape):
+        pair = _is_pair(input_shape)
+        shape_high = tf.TensorShape(input_shape[0] if pair else input_shape)
+        if shape_high.rank != 4 or shape_high[-1] is None:
+            raise ValueError(f"{self.name} needs inputs [batch, height, width, channels] with known channels, not {shape_high}")
+        if pair:
+            shape_low = tf.TensorShape(input_shape[1])
+            for high, low, side in zip(shape_high[1:3], shape_low[1:3], ("height", "width")):
+                if None not in (high, low) and low != _half(high):
+                    raise ValueError(f"{self.name}: low-frequency {side} must be {_half(high)} for a high-frequency {side} of {high}, not {low}")
+        k, inter = self.kernel_size, self.inter_kernel_size
+        self.high, self.high_activation = self._make_path("high", self.filters_high, k, self.strides, self._transpose)
+        self.low = self.up = self.down = None
+        if pair:
+            # With one output only (alpha = 0) the low path has as many filters as that output.
+            low = self.filters_low or self.filters_high
+            self.low, self.low_activation = self._make_path("low", low, k, self.strides, self._transpose)
+            self.up, self.up_activation = self._make_path("up", self.filters_high, inter, 2, True)
+        if self.filters_low:
+            self.down, self.down_activation = self._make_path("down", self.filters_low, inter, 2, False)
+        super().build(input_shape)
+
+    def _path(self, name, x, modulate):
+        x = modulate(name, getattr(self, name)(x))
+        activation = getattr(self, f"{name}_activation")
+        return x if activation is None else activation(x)
+
+    def _octave(self, inputs, modulate):
+        if not _is_pair(inputs):
+            y_high = self._path("high", inputs, modulate)
+            return OctaveTensor(y_high, self._path("down", y_high, modulate)) if self.filters_low else y_high
+        x_high, x_low = inputs
+        y_hh = self._path("high", x_high, modulate)
+        size = tf.shape(y_hh)[1:3]
+        # Odd sizes: the low frequency always has ceil(size / 2) samples of the high one.
+        y_ll = crop(self._path("low", x_low, modulate), (size + 1) // 2)
+        y_high = y_hh + crop(self._path("up", y_ll, modulate), size)
+        y_high.set_shape(y_hh.shape)
+        if not self.filters_low:
+            return y_high
+        return OctaveTensor(y_high, y_ll + self._path("down", y_hh, modulate))
+
+    def call(self, inputs):
+        return self._octave(inputs, lambda name, x: x)
+
+    def compute_output_shape(self, input_shape):
+        shape = tf.TensorShape(input_shape[0] if _is_pair(input_shape) else input_shape).as_list()
+        if self._transpose:
+            size = [None if n is None else n * self.strides for n in shape[1:3]]
+        else:
+            size = [None if n is None else -(-n // self.strides) for n in shape[1:3]]
+        high = tf.TensorShape([shape[0], *size, self.filters_high])
+        return OctaveTensor(high, tf.TensorShape([shape[0], *map(_half, size), self.filters_low])) if self.filters_low else high
+
+    def get_config(self):
+        activation = self.activation
+        if activation is not None and not isinstance(activation, str):
+            made = make_activation(activation)
+            if not isinstance(made, tf.keras.layers.Layer):
+                made = tf.keras.layers.Activation(made)
+            activation = tf.keras.layers.serialize(made)
+        return {
+            **super().get_config(),
+            "filters": self.filters,
+            "kernel_size": self.kernel_size,
+            "strides": self.strides,
+            "alpha": self.alpha,
+            "activation": activation,
+            "use_bias": self.use_bias,
+            "kernel_parameter": self.kernel_parameter,
+            "inter_kernel_size": self.inter_kernel_size,
+        }
+
+
+_ARGUMENTS = """
+
+    Args:
+      filters: number of output channels of both frequencies together.
+      kernel_size: side of the kernels within a frequency.
+      strides: 1 or 2, {direction}.
+      alpha: share of low-frequency output channels, in [0, 1). With 0 there is one
+        output, as in the last layer of a decoder.
+      activation: "gdn", "igdn", "leaky_relu" (slope 0.2), another Keras activation's name,
+        a factory (called without arguments once a path), or None. Every path has its own.
+      use_bias: add biases on every path.
+      kernel_parameter: "rdft" (learns faster) or "variable" (plain kernels).
+      inter_kernel_size: side of the kernels between frequencies (3 in the paper).
+
+    Input: an `OctaveTensor` (or a pair) of high [batch, h, w, c_H] and low
+    [batch, ceil(h/2), ceil(w/2), c_L], or one tensor, as in the first layer of an encoder.
+    Output: an `OctaveTensor`, or one tensor when alpha is 0; {sizes}. Odd
+    heights and widths work: the low frequency has ceil(h/2) samples throughout.
+
+    Raises:
+      ValueError: for arguments or input shapes outside the above."""
+
+
+@tf.keras.saving.register_keras_serializable("goconv_tf")
+class GoConv2D(_GoConv):
+    __doc__ = (
+        """Generalized octave convolution (Akbari et al., arXiv 2002.10032; Wang et al., arXiv 2009.13074, Eq. 1).
+
+    Y_HH = Act(f(X_H)),  Y_LL = Act(f(X_L)),
+    Y_H = Y_HH + Act(g_up2(Y_LL)),  Y_L = Y_LL + Act(f_down2(Y_HH))."""
+        + _ARGUMENTS.format(direction="downwards", sizes="sizes are divided by strides, rounded up")
+    )
+
+
+@tf.keras.saving.register_keras_serializable("goconv_tf")
+class GoConv2DTranspose(_GoConv):
+    __doc__ = (
+        """Generalized octave transposed convolution (GoTConv; Wang et al., arXiv 2009.13074, Eq. 2).
+
+    As `GoConv2D`, with transposed convolutions within each frequency. Activations
+    follow each path's convolution, as Eq. 2 says."""
+        + _ARGUMENTS.format(direction="upwards", sizes="sizes are multiplied by strides")
+    )
+    _transpose = True

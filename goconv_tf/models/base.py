@@ -1,0 +1,218 @@
+"""What all codecs share: the loss, training steps, coding, and the names of their weights."""
+
+import functools
+from typing import Any, Dict, NamedTuple, Tuple
+
+import tensorflow as tf
+
+from goconv_tf import entropy, losses
+from goconv_tf.errors import BitstreamError, ModelMismatchError
+
+
+class Estimate(NamedTuple):
+    """What a model gives for pictures without coding them.
+
+    reconstruction: float [batch, h, w, 3], 8-bit units, neither rounded nor clipped.
+    rates: {latent: estimated bits, [batch]}.
+    """
+
+    reconstruction: Any
+    rates: Dict[str, Any]
+
+
+class Coded(NamedTuple):
+    """One coded picture.
+
+    strings: {latent: bytes} in coding order.
+    checksum: CRC-32 of all coded integers.
+    reconstruction: uint8 [h, w, 3], what `decompress` will give; None if not asked for.
+    """
+
+    strings: Dict[str, bytes]
+    checksum: int
+    reconstruction: Any
+
+
+def stage(method):
+    """Compiles a method when it is called eagerly, once for all sizes; inlines it in a graph.
+
+    Encoder and decoder call the same stages and hence run the same graphs, which is what
+    makes their entropy parameters agree to the last bit.
+    """
+
+    @functools.wraps(method)
+    def call(self, *args):
+        if not tf.executing_eagerly() or not self.built:
+            return method(self, *args)
+        functions = self.__dict__.setdefault("_stages", {})
+        if method.__name__ not in functions:
+
+            def spec(x):
+                x = tf.convert_to_tensor(x)
+                return tf.TensorSpec([None, None, None, x.shape[-1]] if x.shape.rank == 4 else x.shape, x.dtype)
+
+            signature = tf.nest.map_structure(spec, args)
+            functions[method.__name__] = tf.function(functools.partial(method, self), input_signature=signature)
+        return functions[method.__name__](*args)
+
+    return call
+
+
+class Codec(tf.keras.Model):
+    """Base of the three systems.
+
+    A subclass gives `latent_names` in coding order, `analysis`, `walk`, `synthesis` and
+    `latent_shapes`; training, estimate, compression and decompression follow from its one walk.
+    """
+
+    latent_names: Tuple[str, ...] = ()
+    alignment = 16  # pictures are padded to multiples of this before analysis
+
+    def __init__(self, config, **kwargs):
+        super().__init__(**kwargs)
+        self.config = config
+        self.distortion = "mse"
+
+    # What a subclass defines.
+
+    def analysis(self, x, lmbda):
+        """Pictures uint8 [batch, h, w, 3], lmbda [batch] -> {latent: [batch, h', w', c]}."""
+        raise NotImplementedError
+
+    def walk(self, walker):
+        """Visits every latent in coding order; returns what `synthesis` takes."""
+        raise NotImplementedError
+
+    def synthesis(self, latents, lmbda):
+        """Decoded latents, lmbda [batch] -> pictures float [batch, h, w, 3] in 8-bit units."""
+        raise NotImplementedError
+
+    def latent_shapes(self, height, width):
+        """{latent: (h', w', c)} of a padded picture."""
+        raise NotImplementedError
+
+    # Training.
+
+    def loss_fn(self, x, lmbda, seed, step):
+        """The loss of a batch, R + lambda * D averaged over its samples; pure but for the weights.
+
+        Args:
+          x: uint8 [batch, h, w, 3], patches with sides divisible by 16.
+          lmbda: float32 [batch], one Lagrangian per sample.
+          seed: int32 [2], of the noise.
+          step: int32 [], for schedules.
+
+        Returns:
+          (loss, {name: scalar}); rates in bits per pixel, mse in squared 8-bit units.
+        """
+        del step
+        walker = entropy.NoisyWalker(self.analysis(x, lmbda), seed)
+        reconstruction = self.synthesis(self.walk(walker), lmbda)
+        original = tf.cast(x, tf.float32)
+        pixels = tf.cast(tf.shape(x)[1] * tf.shape(x)[2], tf.float32)
+        rates = {name: walker.bits(name) / pixels for name in self.latent_names}
+        bpp = tf.add_n(list(rates.values()))
+        loss = tf.reduce_mean(bpp + lmbda * losses.distortion(original, reconstruction, self.distortion))
+        metrics = {f"bpp_{name}": tf.reduce_mean(rate) for name, rate in rates.items()}
+        metrics["bpp"] = tf.reduce_mean(bpp)
+        metrics["mse"] = tf.reduce_mean(losses.mse(original, reconstruction))
+        return loss, metrics
+
+    def train_step(self, data):
+        x, lmbda, seed, step = data
+        with tf.GradientTape() as tape:
+            loss, metrics = self.loss_fn(x, lmbda, seed, step)
+            # Gradients are averaged over replicas by Keras' optimizers as sums.
+            scaled = loss / tf.distribute.get_strategy().num_replicas_in_sync
+        variables = self.trainable_variables
+        self.optimizer.minimize(scaled, variables, tape=tape)
+        return {"loss": loss, **metrics}
+
+    # Estimation and coding.
+
+    def build_weights(self):
+        """Creates all variables, by one pass over a small picture."""
+        self.loss_fn(tf.zeros([1, 64, 64, 3], tf.uint8), tf.constant([0.01]), tf.constant([0, 0]), tf.constant(0))
+        self.built = True
+        return self
+
+    def entropy_models(self):
+        """{attribute: entropy model}, of all those with a coding table."""
+        kinds = (entropy.FactorizedPrior, entropy.GaussianConditional)
+        return {name: value for name, value in sorted(vars(self).items()) if isinstance(value, kinds)}
+
+    def build_tables(self):
+        """Makes the coding tables from the present weights; needed once after training."""
+        for model in self.entropy_models().values():
+            model.build_table()
+
+    def fold(self):
+        """Fixes all convolution kernels at their present values, to code faster. Not for training."""
+        for layer in self.submodules:
+            if hasattr(layer, "fold") and layer is not self:
+                layer.fold()
+        self.__dict__.pop("_stages", None)
+
+    def estimate(self, x, lmbda):
+        """Estimate for pictures uint8 [batch, h, w, 3] (sides divisible by 16), lmbda [batch]."""
+        walker = entropy.RoundingWalker(self.analysis(x, lmbda))
+        reconstruction = self.synthesis(self.walk(walker), lmbda)
+        return Estimate(reconstruction, {name: walker.bits(name) for name in self.latent_names})
+
+    def compress(self, x, lmbda, coder="tfc", reconstruct=False):
+        """Codes one picture.
+
+        Args:
+          x: uint8 [h, w, 3], sides divisible by 16.
+          lmbda: the Lagrangian, exactly as the decoder will know it.
+          coder: "tfc" or "range-coder".
+          reconstruct: also return the decoded picture.
+        """
+        lmbda = tf.constant([lmbda], tf.float32)
+        walker = entropy.Encoder(self.analysis(tf.constant(x)[None], lmbda), entropy.CODERS[coder])
+        latents = self.walk(walker)
+        picture = self._picture(latents, lmbda) if reconstruct else None
+        return Coded(walker.strings, walker.checksum, picture)
+
+    def decompress(self, strings, checksum, height, width, lmbda, coder="tfc"):
+        """The picture uint8 [height, width, 3] (a padded size) that `compress` coded.
+
+        Raises:
+          BitstreamError: if the strings cannot be decoded.
+          ModelMismatchError: if they give other integers than were coded.
+        """
+        if coder not in entropy.CODERS:
+            raise BitstreamError(f"the stream needs an entropy coder this version does not have ({coder})")
+        walker = entropy.Decoder(strings, self.latent_shapes(height, width), entropy.CODERS[coder])
+        lmbda = tf.constant([lmbda], tf.float32)
+        latents = self.walk(walker)
+        if walker.checksum != checksum:
+            raise ModelMismatchError("decoded latents differ from the coded ones: entropy parameters differ between encoder and decoder")
+        return self._picture(latents, lmbda)
+
+    def _picture(self, latents, lmbda):
+        picture = self.synthesis(latents, lmbda)[0]
+        return tf.cast(tf.round(tf.clip_by_value(picture, 0.0, 255.0)), tf.uint8).numpy()
+
+
+# Keras adds these views of the same variables to the object graph.
+_VIEWS = {"variables", "trainable_variables", "non_trainable_variables", "regularization_losses", "layers", "keras_api", "optimizer"}
+
+
+def named_weights(model) -> Dict[str, tf.Variable]:
+    """{path of attributes: variable} of a built model, the same in every process."""
+    found, seen = {}, set()
+
+    def visit(node, path):
+        if id(node) in seen:
+            return
+        seen.add(id(node))
+        if isinstance(node, tf.Variable):
+            found["/".join(path)] = node
+            return
+        for name, child in sorted(tf.train.TrackableView.children(node).items()):
+            if name not in _VIEWS and not name.startswith(("layer-", "layer_with_weights-")):
+                visit(child, [*path, name])
+
+    visit(model, [])
+    return found

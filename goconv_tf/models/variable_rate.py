@@ -1,0 +1,120 @@
+"""Variable-rate compression with modulated generalized octave convolution.
+
+Lin, Akbari, Fu, Zhang, Wang, Liang, Liu, Liang, Zhang, Tu: "Variable-Rate Multi-Frequency Image
+Compression using Modulated Generalized Octave Convolution" (arXiv 2009.13074), written Wang et al. here.
+"""
+
+import tensorflow as tf
+
+from goconv_tf.entropy import FactorizedPrior, GaussianConditional
+from goconv_tf.layers import GoConv2D, GoConv2DTranspose, ModulatedGoConv2D, ModulatedGoConv2DTranspose, OctaveTensor, SignalConv2D
+from goconv_tf.layers.octave import crop, split_filters
+from goconv_tf.models.base import Codec, stage
+from goconv_tf.presets import VariableRateConfig
+
+PIXEL_SCALE = 256.0  # x / 256, as in the paper
+
+
+def _halves(parameters):
+    """(mean, scale): first and second half of the channels."""
+    return tf.split(tf.cast(parameters, tf.float32), 2, axis=-1)
+
+
+def _half(n):
+    return (n + 1) // 2
+
+
+class VariableRate(Codec):
+    """One model for a range of rates: every core layer is scaled, channel by channel, by lambda.
+
+        x --g_a(lambda)--> y_H, y_L --h_a--> z_H, z_L
+        z_L, z_H: factorized priors
+        psi_H, P_L = h_s(z~);  y_L ~ N(mean, scale of P_L)
+        y_H ~ N(f_pe(up(y_L~), psi_H));  x^ = g_s(y_H~, y_L~; lambda)
+
+    y_H has h/16 x w/16 positions, y_L half as many a side; z a quarter of y's, rounded up.
+
+    Args:
+      config: VariableRateConfig; None for the paper's (N = 448).
+    """
+
+    latent_names = ("z_low", "z_high", "y_low", "y_high")
+
+    def __init__(self, config=None, **kwargs):
+        super().__init__(config or VariableRateConfig(), **kwargs)
+        c = self.config
+        n, m, alpha = c.filters, c.latents, c.alpha
+        self.y_high_channels, self.y_low_channels = split_filters(m, alpha)
+        self.z_high_channels, self.z_low_channels = split_filters(n, alpha)
+        leaky = {"alpha": alpha, "activation": "leaky_relu"}
+        self.g_a = [ModulatedGoConv2D(n, 5, 2, alpha, "gdn") for _ in range(3)] + [ModulatedGoConv2D(m, 5, 2, alpha)]
+        self.g_s = [ModulatedGoConv2DTranspose(n, 5, 2, alpha, "igdn") for _ in range(3)] + [ModulatedGoConv2DTranspose(3, 5, 2, 0)]
+        self.h_a = [GoConv2D(n, 3, **leaky), GoConv2D(n, 5, 2, **leaky), GoConv2D(n, 5, 2, alpha, use_bias=False)]
+        # The hyper synthesis has plain kernels.
+        self.h_s = [
+            GoConv2DTranspose(n, 5, 2, kernel_parameter="variable", **leaky),
+            GoConv2DTranspose(c.hyper_width, 5, 2, kernel_parameter="variable", **leaky),
+            GoConv2DTranspose(2 * m, 3, 1, alpha, kernel_parameter="variable"),
+        ]
+        self.f_up = SignalConv2D(self.y_high_channels, 5, 2, transpose=True)
+        self.f_pe = [
+            SignalConv2D(c.estimation_widths[0], 1),
+            SignalConv2D(c.estimation_widths[1], 1),
+            SignalConv2D(2 * self.y_high_channels, 1, use_bias=False),
+        ]
+        self.prior_z_low = FactorizedPrior(self.z_low_channels)
+        self.prior_z_high = FactorizedPrior(self.z_high_channels)
+        self.conditional = GaussianConditional()
+
+    @stage
+    def analysis(self, x, lmbda):
+        y = tf.cast(x, tf.float32) / PIXEL_SCALE
+        for layer in self.g_a:
+            y = layer(y, lmbda)
+        z = y
+        for layer in self.h_a:
+            z = layer(z)
+        return {"z_low": z.low, "z_high": z.high, "y_low": y.low, "y_high": y.high}
+
+    @stage
+    def hyper_synthesis(self, z_high, z_low, size):
+        """(psi_H, P_L) for y_H of spatial size `size`, int32 [2]."""
+        p = OctaveTensor(z_high, z_low)
+        for layer in self.h_s:
+            p = layer(p)
+        return crop(p.high, size), crop(p.low, (size + 1) // 2)
+
+    @stage
+    def parameter_estimation(self, y_low, psi_high):
+        """Mean and scale of y_H, together, from the decoded y_L and psi_H."""
+        p = tf.concat([crop(self.f_up(y_low), tf.shape(psi_high)[1:3]), psi_high], axis=-1)
+        for layer in self.f_pe[:-1]:
+            p = tf.nn.leaky_relu(layer(p), 0.2)
+        return self.f_pe[-1](p)
+
+    def walk(self, walker):
+        z_low = walker("z_low", self.prior_z_low)
+        z_high = walker("z_high", self.prior_z_high)
+        psi_high, p_low = self.hyper_synthesis(z_high, z_low, walker.size("y_high"))
+        y_low = walker("y_low", self.conditional, *_halves(p_low))
+        y_high = walker("y_high", self.conditional, *_halves(self.parameter_estimation(y_low, psi_high)))
+        return OctaveTensor(y_high, y_low)
+
+    @stage
+    def synthesis(self, latents, lmbda):
+        x = latents
+        for layer in self.g_s:
+            x = layer(x, lmbda)
+        return tf.cast(x, tf.float32) * PIXEL_SCALE
+
+    def latent_shapes(self, height, width):
+        y_high = (height // 16, width // 16)
+        y_low = tuple(map(_half, y_high))
+        z_high = tuple(_half(_half(n)) for n in y_high)
+        z_low = tuple(map(_half, z_high))
+        return {
+            "z_low": (*z_low, self.z_low_channels),
+            "z_high": (*z_high, self.z_high_channels),
+            "y_low": (*y_low, self.y_low_channels),
+            "y_high": (*y_high, self.y_high_channels),
+        }

@@ -1,0 +1,91 @@
+"""Command: trains any model of the library.
+
+    python -m goconv_tf.train --model variable_rate --preset small --train_glob 'photos/*' --checkpoint_dir runs/small
+
+Run it again with the same --checkpoint_dir to go on from the last save; flags may change in between
+(patch size, rates, last step). The folder then holds export/ (averaged weights, the latest) and,
+with --val_glob, best/; both are model folders for `compress --model`.
+"""
+
+import dataclasses
+import os
+import sys
+
+from absl import app, flags
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+_DEFAULT_LAMBDAS = ["0.0005", "0.001", "0.002", "0.004", "0.008", "0.016", "0.032", "0.06", "0.1"]
+
+flags.DEFINE_string("model", "variable_rate", "Model to train.")
+flags.DEFINE_string("preset", "small", "Preset of the model: paper, base, small or tiny.")
+flags.DEFINE_multi_string("train_glob", [], "Glob pattern, or folder, of training pictures (PNG, JPEG, WebP). May be repeated.")
+flags.DEFINE_string("checkpoint_dir", None, "Folder of the run: saves, logs, exports.")
+flags.DEFINE_string("name", None, "Name of the exported model. Default: the folder's name.")
+flags.DEFINE_list("lambdas", _DEFAULT_LAMBDAS, "Lagrangians; one is drawn for every training patch.")
+flags.DEFINE_enum("distortion", "mse", ["mse", "mix"], "D of the loss: MSE, or the paper's 0.9 MSE + 0.1 (1 - MS-SSIM) (patches of 176 pixels at least).")
+flags.DEFINE_integer("patchsize", 256, "Side of the training patches in pixels; a multiple of 16.", lower_bound=16)
+flags.DEFINE_integer("batchsize", 8, "Patches a step, over all devices together.", lower_bound=1)
+flags.DEFINE_float("lr", 1e-4, "Learning rate of Adam.", lower_bound=0.0)
+flags.DEFINE_list("lr_drops", [], "Shares of --last_step at which the rate drops, such as 0.5,0.6,0.7,0.8,0.9.")
+flags.DEFINE_float("lr_drop_factor", 0.5, "What the rate is multiplied by at each drop.")
+flags.DEFINE_float("clip_norm", 0.0, "Clip gradients to this global norm; 0 for not at all.", lower_bound=0.0)
+flags.DEFINE_float("clip_value", 0.0, "Clip gradients by value; 0 for not at all.", lower_bound=0.0)
+flags.DEFINE_float("ema", 0.999, "Decay of the averaged weights that are exported; 0 exports the last ones.", lower_bound=0.0, upper_bound=0.99999)
+flags.DEFINE_integer("last_step", 1_000_000, "Train up to this step.", lower_bound=1)
+flags.DEFINE_float("minutes", 0.0, "Stop at the first save after this many minutes; 0 for no limit.", lower_bound=0.0)
+flags.DEFINE_integer("save_steps", 500, "Steps between saves.", lower_bound=1)
+flags.DEFINE_multi_string("val_glob", [], "Glob pattern, or folder, of pictures that are coded whole to watch the real rate.")
+flags.DEFINE_float("val_minutes", 15.0, "Minutes between such validations, and between exports.", lower_bound=0.0)
+flags.DEFINE_list("val_lambdas", [], "Lagrangians of the validation. Default: all of --lambdas.")
+flags.DEFINE_string("warm_start", "", "Model name or folder whose weights a new run starts from.")
+flags.DEFINE_bool("flip", True, "Mirror half of the patches.")
+flags.DEFINE_integer("seed", 0, "Seed of initial weights, batches and noise.")
+flags.DEFINE_integer("cache_mb", 1024, "Memory for decoded training pictures, MiB.", lower_bound=0)
+flags.DEFINE_enum("strategy", "none", ["none", "mirrored"], "tf.distribute strategy.")
+flags.DEFINE_bool("tensorboard", True, "Write TensorBoard scalars and reconstructions.")
+
+
+def _options():
+    from goconv_tf import training
+    from goconv_tf.errors import UsageError
+
+    values = {field.name: getattr(flags.FLAGS, field.name) for field in dataclasses.fields(training.Options)}
+    for name in ("lambdas", "val_lambdas", "lr_drops"):
+        try:
+            values[name] = tuple(float(v) for v in values[name])
+        except ValueError:
+            raise UsageError(f"--{name} takes numbers separated by commas, not {','.join(values[name])}") from None
+        if any(not 0 < v < 1 for v in values[name]):
+            raise UsageError(f"--{name} takes numbers between 0 and 1, not {','.join(map(str, values[name]))}")
+    for name in ("train_glob", "val_glob"):
+        values[name] = tuple(values[name])
+    if not values["train_glob"] or not values["checkpoint_dir"]:
+        raise UsageError("--train_glob and --checkpoint_dir are needed")
+    if not values["lambdas"]:
+        raise UsageError("--lambdas needs at least one value")
+    if values["patchsize"] % 16:
+        raise UsageError(f"--patchsize must be a multiple of 16, not {values['patchsize']}")
+    if values["distortion"] == "mix" and values["patchsize"] < 176:
+        raise UsageError("--distortion mix needs --patchsize 176 at least: MS-SSIM takes 161 pixels")
+    return training.Options(**values)
+
+
+def main(argv):
+    from goconv_tf.errors import GoConvError
+
+    try:
+        if len(argv) > 1:
+            raise GoConvError(f"unexpected argument {argv[1]!r}")
+        options = _options()
+        from goconv_tf import training
+
+        training.train(options)
+    except GoConvError as error:
+        print(f"goconv_tf.train: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    app.run(main)

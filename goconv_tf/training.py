@@ -1,0 +1,287 @@
+"""Training with Keras' `fit`: what is drawn, scheduled, saved and watched."""
+
+import contextlib
+import dataclasses
+import json
+import os
+import time
+from typing import Optional, Tuple
+
+import numpy as np
+import tensorflow as tf
+
+from goconv_tf import data, zoo
+from goconv_tf.errors import GoConvError, UsageError
+from goconv_tf.models import MODELS
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What `goconv_tf.train` takes; its flags say what each is."""
+
+    model: str
+    preset: str
+    train_glob: Tuple[str, ...]
+    checkpoint_dir: str
+    name: Optional[str] = None
+    lambdas: Tuple[float, ...] = ()
+    distortion: str = "mse"
+    patchsize: int = 256
+    batchsize: int = 8
+    lr: float = 1e-4
+    lr_drops: Tuple[float, ...] = ()
+    lr_drop_factor: float = 0.5
+    clip_norm: float = 0.0
+    clip_value: float = 0.0
+    ema: float = 0.999
+    last_step: int = 1_000_000
+    minutes: float = 0.0
+    save_steps: int = 500
+    val_glob: Tuple[str, ...] = ()
+    val_minutes: float = 15.0
+    val_lambdas: Tuple[float, ...] = ()
+    warm_start: str = ""
+    flip: bool = True
+    seed: int = 0
+    cache_mb: int = 1024
+    strategy: str = "none"
+    tensorboard: bool = True
+
+
+def make_schedule(options: Options):
+    """Constant rate, or one that is multiplied by lr_drop_factor at each of lr_drops (shares of last_step)."""
+    if not options.lr_drops:
+        return options.lr
+    boundaries = [int(share * options.last_step) for share in sorted(options.lr_drops)]
+    values = [options.lr * options.lr_drop_factor**k for k in range(len(boundaries) + 1)]
+    return tf.keras.optimizers.schedules.PiecewiseConstantDecay(boundaries, values)
+
+
+def make_optimizer(options: Options):
+    """Adam with gradient clipping and averaged weights as the options say."""
+    if options.clip_norm and options.clip_value:
+        raise UsageError("give one of --clip_norm and --clip_value, not both")
+    return tf.keras.optimizers.Adam(
+        make_schedule(options),
+        global_clipnorm=options.clip_norm or None,
+        clipvalue=options.clip_value or None,
+        use_ema=options.ema > 0,
+        ema_momentum=options.ema or 0.99,
+        jit_compile=False,
+    )
+
+
+@contextlib.contextmanager
+def averaged_weights(model):
+    """Inside, the model has its averaged weights; afterwards the ones it trains."""
+    saved = [v.numpy() for v in model.trainable_variables]
+    if model.optimizer.use_ema:
+        model.optimizer.finalize_variable_values(model.trainable_variables)
+    try:
+        yield
+    finally:
+        for variable, value in zip(model.trainable_variables, saved):
+            variable.assign(value)
+
+
+class Validator:
+    """Codes whole pictures with real bytes, with a second copy of the model that keeps its compiled functions."""
+
+    def __init__(self, model, paths, lambdas):
+        self.codec = MODELS[model.config.model](model.config).build_weights()
+        self.lambdas = lambdas
+        self.pictures = []
+        for path in paths:
+            picture = data.read_rgb(path)
+            height, width = (n // 16 * 16 for n in picture.shape[:2])
+            self.pictures.append(picture[:height, :width])
+
+    def __call__(self, model):
+        """[(lambda, mean bpp, mean PSNR)] and the mean loss, of the model's present weights."""
+        for target, source in zip(self.codec.variables, model.variables):
+            target.assign(source)
+        self.codec.build_tables()
+        rows, loss = [], 0.0
+        for lmbda in self.lambdas:
+            bpp, mse = [], []
+            for picture in self.pictures:
+                coded = self.codec.compress(picture, lmbda, reconstruct=True)
+                bpp.append(8 * sum(map(len, coded.strings.values())) / (picture.shape[0] * picture.shape[1]))
+                mse.append(np.mean(np.square(picture.astype(np.float64) - coded.reconstruction)))
+            rows.append((lmbda, float(np.mean(bpp)), float(np.mean(10 * np.log10(255**2 / np.maximum(mse, 1e-9))))))
+            loss += float(np.mean(np.array(bpp) + lmbda * np.array(mse))) / len(self.lambdas)
+        return rows, loss
+
+
+class Backup(tf.keras.callbacks.BackupAndRestore):
+    """BackupAndRestore that never saves weights after the loss stopped being finite."""
+
+    def on_epoch_end(self, epoch, logs=None):
+        if np.isfinite((logs or {}).get("loss", np.nan)):
+            super().on_epoch_end(epoch, logs)
+
+
+class Progress(tf.keras.callbacks.Callback):
+    """A line per save: step, means of the metrics since the last, steps per second, time left; stops in time."""
+
+    def __init__(self, options, log_path, writer):
+        super().__init__()
+        self.options, self.log_path, self.writer = options, log_path, writer
+        self.begin = time.time()
+        self.nan_step = None
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self.rows, self.epoch_begin = [], time.time()
+
+    def on_train_batch_end(self, batch, logs=None):
+        self.rows.append(logs)
+        if not np.isfinite(logs["loss"]):
+            self.nan_step = int(self.model.optimizer.iterations)
+
+    def on_epoch_end(self, epoch, logs=None):
+        step = int(self.model.optimizer.iterations)
+        means = {key: float(np.mean([row[key] for row in self.rows])) for key in self.rows[0]}
+        rate = len(self.rows) / (time.time() - self.epoch_begin)
+        left = (self.options.last_step - step) / rate
+        if self.options.minutes:
+            spent = time.time() - self.begin
+            left = min(left, self.options.minutes * 60 - spent)
+            self.model.stop_training |= spent >= self.options.minutes * 60
+        text = " ".join(f"{key} {value:.4f}" for key, value in means.items())
+        print(f"step {step} {text} | {rate:.2f} steps/s, {max(left, 0) / 60:.0f} min left", flush=True)
+        with open(self.log_path, "a", encoding="utf-8") as f:
+            f.write(json.dumps({"step": step, "time": time.time(), **means}) + "\n")
+        if self.writer:
+            with self.writer.as_default(step):
+                for key, value in means.items():
+                    tf.summary.scalar(key, value)
+                tf.summary.scalar("learning_rate", self.model.optimizer.learning_rate)
+
+
+class Watch(tf.keras.callbacks.Callback):
+    """Exports averaged weights, and watches real bytes on whole validation pictures; keeps the best export."""
+
+    def __init__(self, options, validator, writer):
+        super().__init__()
+        self.options, self.validator, self.writer = options, validator, writer
+        self.last = time.time()
+
+    def on_epoch_end(self, epoch, logs=None):
+        # When fit stops on a NaN the weights are not worth keeping.
+        if not np.isfinite(logs["loss"]):
+            return
+        last_one = self.model.stop_training or int(self.model.optimizer.iterations) >= self.options.last_step
+        if last_one or time.time() - self.last >= 60 * self.options.val_minutes:
+            self.watch()
+            self.last = time.time()
+
+    def watch(self):
+        options, step = self.options, int(self.model.optimizer.iterations)
+        folder = options.checkpoint_dir
+        card = {"training": {**dataclasses.asdict(options), "steps": step}}
+        for private in ("checkpoint_dir", "train_glob", "val_glob", "warm_start"):
+            card["training"].pop(private)
+        name = options.name or os.path.basename(os.path.abspath(folder))
+        with averaged_weights(self.model):
+            if self.validator is None:
+                self.model.build_tables()
+                zoo.save_pretrained(self.model, os.path.join(folder, "export"), name, card)
+                return
+            rows, loss = self.validator(self.model)
+            picture = self.validator.pictures[0]
+            zoo.save_pretrained(self.validator.codec, os.path.join(folder, "export"), name, card)
+        print(f"step {step} validation loss {loss:.4f}: " + ", ".join(f"{lm:g}: {bpp:.3f} bpp {psnr:.2f} dB" for lm, bpp, psnr in rows), flush=True)
+        history = os.path.join(folder, "validation.jsonl")
+        with open(history, "a+", encoding="utf-8") as f:
+            f.seek(0)
+            best = min((json.loads(line)["loss"] for line in f), default=np.inf)
+            f.write(json.dumps({"step": step, "time": time.time(), "loss": loss, "rows": rows}) + "\n")
+        if loss < best:
+            zoo.save_pretrained(self.validator.codec, os.path.join(folder, "best"), name, card)
+        if self.writer:
+            coded = [self.validator.codec.compress(picture, lm, reconstruct=True).reconstruction for lm in self.validator.lambdas]
+            with self.writer.as_default(step):
+                tf.summary.scalar("validation/loss", loss)
+                for lm, bpp, psnr in rows:
+                    tf.summary.scalar(f"validation/bpp_{lm:g}", bpp)
+                    tf.summary.scalar(f"validation/psnr_{lm:g}", psnr)
+                tf.summary.image("reconstructions", np.stack([picture, *coded]), max_outputs=8)
+
+
+def saved_step(backup_dir) -> int:
+    """The step of the last save in a training folder; 0 if there is none."""
+    latest = tf.train.latest_checkpoint(os.path.join(backup_dir, "chief"))
+    if latest is None:
+        return 0
+    return int(tf.train.load_variable(latest, "model/optimizer/_iterations/.ATTRIBUTES/VARIABLE_VALUE"))
+
+
+def make_strategy(name):
+    """tf.distribute strategy "none" or "mirrored"."""
+    if name == "none":
+        return tf.distribute.get_strategy()
+    if name == "mirrored":
+        return tf.distribute.MirroredStrategy(tf.config.list_logical_devices("GPU") or tf.config.list_logical_devices("CPU"))
+    raise UsageError(f"unknown strategy {name!r}: there are none and mirrored")
+
+
+def train(options: Options):
+    """Trains, or goes on with, the run in options.checkpoint_dir; returns the trained model.
+
+    Raises:
+      GoConvError: for options or data that do not work, and when the loss is no longer finite
+        (the last good save stays).
+    """
+    folder = options.checkpoint_dir
+    paths = data.find_pictures(options.train_glob)
+    source = data.PatchSource(
+        paths, options.patchsize, options.batchsize, options.lambdas, options.seed, options.flip, options.cache_mb
+    )
+    print(f"{len(source.paths)} pictures; left out {source.too_small} too small, {source.unreadable} unreadable", flush=True)
+    val_paths = data.find_pictures(options.val_glob) if options.val_glob else []
+    os.makedirs(folder, exist_ok=True)
+    run_path = os.path.join(folder, "run.json")
+    if os.path.exists(run_path):
+        with open(run_path, encoding="utf-8") as f:
+            run = json.load(f)
+        if (run["model"], run["preset"]) != (options.model, options.preset):
+            raise UsageError(f"{folder} holds a run of {run['model']} {run['preset']}, not {options.model} {options.preset}")
+    with open(run_path, "w", encoding="utf-8") as f:
+        json.dump(dataclasses.asdict(options), f, indent=1)
+
+    strategy = make_strategy(options.strategy)
+    if options.batchsize % strategy.num_replicas_in_sync:
+        raise UsageError(f"--batchsize {options.batchsize} is not a multiple of the {strategy.num_replicas_in_sync} devices")
+    with strategy.scope():
+        tf.random.set_seed(options.seed)
+        tf.keras.utils.set_random_seed(options.seed)
+        model = zoo.load_pretrained(options.warm_start, fold=False) if options.warm_start else zoo.new_model(options.model, options.preset)
+        model.distortion = options.distortion
+        optimizer = make_optimizer(options)
+        optimizer.build(model.trainable_variables)
+        model.compile(optimizer=optimizer)
+
+    backup_dir = os.path.join(folder, "backup")
+    start = saved_step(backup_dir)
+    if start >= options.last_step:
+        raise UsageError(f"{folder} is already at step {start} of {options.last_step}: raise --last_step to go on")
+    print(f"{'going on from' if start else 'starting at'} step {start}", flush=True)
+    writer = tf.summary.create_file_writer(os.path.join(folder, "tensorboard")) if options.tensorboard else None
+    validator = Validator(model, val_paths, options.val_lambdas or options.lambdas) if val_paths else None
+    progress = Progress(options, os.path.join(folder, "log.jsonl"), writer)
+    epochs = -(-options.last_step // options.save_steps)
+    model.fit(
+        source.dataset(start),
+        epochs=epochs,
+        steps_per_epoch=options.save_steps,
+        verbose=0,
+        callbacks=[
+            tf.keras.callbacks.TerminateOnNaN(),
+            progress,
+            Backup(backup_dir, delete_checkpoint=False),
+            Watch(options, validator, writer),
+        ],
+    )
+    if progress.nan_step is not None:
+        raise GoConvError(f"the loss is not finite at step {progress.nan_step}; the last good save is that of step {saved_step(backup_dir)}")
+    return model

@@ -1,0 +1,191 @@
+"""Model folders: where pretrained weights are, what they are called, how they are read and written.
+
+A folder holds config.json, model.safetensors (weights and coding tables) and README.md (the card).
+Only `load_pretrained` and `save_pretrained` import TensorFlow.
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+import zlib
+from typing import Any, Dict, List, NamedTuple
+
+from goconv_tf.errors import CheckpointError, UsageError
+from goconv_tf.files import atomic_write
+from goconv_tf.presets import get_preset, make_config
+
+CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
+FORMAT = 1
+
+
+class ModelInfo(NamedTuple):
+    """What a model folder says of itself.
+
+    name: in the zoo, and in messages. path: the folder. model: "variable_rate", ...
+    config: its settings, a frozen dataclass. fingerprint: 8 hexadecimal digits that every
+    stream carries. card: free-form facts (training, results). sha256: of the weights file.
+    """
+
+    name: str
+    path: str
+    model: str
+    config: Any
+    fingerprint: str
+    card: Dict[str, Any]
+    sha256: str
+
+    @property
+    def model_id(self) -> int:
+        return model_id(self.name)
+
+
+def model_id(name: str) -> int:
+    """The 32-bit form of a model's name that streams carry."""
+    return zlib.crc32(name.encode())
+
+
+def zoo_folders() -> List[str]:
+    """Folders that are searched for models: $GOCONV_TF_ZOO (colon-separated), the package's own, a checkout's."""
+    here = os.path.dirname(os.path.abspath(__file__))
+    extra = [folder for folder in os.environ.get("GOCONV_TF_ZOO", "").split(os.pathsep) if folder]
+    return [*extra, os.path.join(here, "pretrained"), os.path.join(os.path.dirname(here), "checkpoints")]
+
+
+def read_info(path: str) -> ModelInfo:
+    """Reads a model folder's config.json; CheckpointError if it is not one."""
+    config_path = os.path.join(path, CONFIG_FILE)
+    try:
+        with open(config_path, encoding="utf-8") as f:
+            data = json.load(f)
+        if data["format"] != FORMAT:
+            raise CheckpointError(f"{config_path}: format {data['format']} is not supported by this version (it reads {FORMAT})")
+        config = make_config(data["model"], data["config"])
+        return ModelInfo(data["name"], path, data["model"], config, data["fingerprint"], data.get("card", {}), data["sha256"])
+    except FileNotFoundError:
+        raise CheckpointError(f"{path} is not a model folder: it has no {CONFIG_FILE}") from None
+    except (OSError, ValueError, KeyError, TypeError, UsageError) as error:
+        raise CheckpointError(f"{config_path} cannot be read: {type(error).__name__}: {error}") from error
+
+
+def list_models() -> List[ModelInfo]:
+    """All models in the zoo, sorted by name; the first folder that has a name wins."""
+    found: Dict[str, ModelInfo] = {}
+    for folder in zoo_folders():
+        for entry in sorted(os.listdir(folder)) if os.path.isdir(folder) else []:
+            path = os.path.join(folder, entry)
+            if entry not in found and os.path.exists(os.path.join(path, CONFIG_FILE)):
+                found[entry] = read_info(path)
+    return [found[name] for name in sorted(found)]
+
+
+def find_model(name_or_path: str) -> ModelInfo:
+    """The model with a zoo name, in a folder, or exported into a training folder."""
+    for folder in [""] + zoo_folders():
+        path = os.path.join(folder, name_or_path)
+        for candidate in (path, os.path.join(path, "export")):
+            if os.path.exists(os.path.join(candidate, CONFIG_FILE)):
+                return read_info(candidate)
+    if os.path.isdir(name_or_path):
+        raise CheckpointError(f"{name_or_path} is not a model folder: it has no {CONFIG_FILE}")
+    names = ", ".join(info.name for info in list_models()) or "no models"
+    raise CheckpointError(f"no model {name_or_path!r}: the zoo has {names}; a folder's path works too")
+
+
+def _fingerprint(name: str, fields: dict, sha256: str) -> str:
+    identity = json.dumps([FORMAT, name, fields, sha256], sort_keys=True)
+    return hashlib.sha256(identity.encode()).hexdigest()[:8]
+
+
+def save_pretrained(model, path: str, name: str, card=None, dtype: str = "float32") -> ModelInfo:
+    """Writes a model's weights and coding tables as a model folder.
+
+    Args:
+      model: a Codec with weights; its tables are built first if they are not there.
+      path: folder to write, made if missing.
+      name: what streams call it.
+      card: facts for config.json.
+      dtype: "float32" or "float16", of the weights in the file.
+    """
+    import numpy as np
+    from safetensors.numpy import save
+
+    from goconv_tf.models import named_weights
+
+    if any(m.table is None for m in model.entropy_models().values()):
+        model.build_tables()
+    arrays = {key: np.ascontiguousarray(v.numpy().astype(dtype)) for key, v in named_weights(model).items()}
+    for key, entropy_model in model.entropy_models().items():
+        arrays[f"tables/{key}/cdf"] = entropy_model.table.cdf
+        arrays[f"tables/{key}/offset"] = entropy_model.table.offset
+    data = save(arrays)
+    sha256 = hashlib.sha256(data).hexdigest()
+    fields = dataclasses.asdict(model.config)
+    contents = {
+        "format": FORMAT,
+        "name": name,
+        "model": model.config.model,
+        "config": fields,
+        "fingerprint": _fingerprint(name, json.loads(json.dumps(fields)), sha256),
+        "sha256": sha256,
+        "card": card or {},
+    }
+    os.makedirs(path, exist_ok=True)
+    atomic_write(os.path.join(path, WEIGHTS_FILE), data)
+    atomic_write(os.path.join(path, CONFIG_FILE), (json.dumps(contents, indent=1) + "\n").encode())
+    return read_info(path)
+
+
+def load_pretrained(name_or_path: str, fold: bool = True):
+    """A model from the zoo or a folder, ready to code.
+
+    Args:
+      name_or_path: a zoo name, a model folder, or a training folder with an export.
+      fold: fix convolution kernels, which codes faster; False to train on.
+
+    Returns:
+      The model; its `info` is the ModelInfo.
+
+    Raises:
+      CheckpointError: if there is no such model, or its files are missing or damaged.
+    """
+    from safetensors import SafetensorError
+    from safetensors.numpy import load
+
+    from goconv_tf.entropy import CodingTable
+    from goconv_tf.models import MODELS, named_weights
+
+    info = find_model(name_or_path)
+    weights_path = os.path.join(info.path, WEIGHTS_FILE)
+    try:
+        with open(weights_path, "rb") as f:
+            data = f.read()
+        if hashlib.sha256(data).hexdigest() != info.sha256:
+            raise CheckpointError(f"{weights_path} is damaged: its SHA-256 is not the one in {CONFIG_FILE}")
+        arrays = load(data)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{weights_path} cannot be read: {error}") from error
+    model = MODELS[info.model](info.config).build_weights()
+    weights = named_weights(model)
+    entropy_models = model.entropy_models()
+    wanted = {*weights, *(f"tables/{key}/{part}" for key in entropy_models for part in ("cdf", "offset"))}
+    if wanted != set(arrays):
+        odd = sorted(wanted ^ set(arrays))
+        raise CheckpointError(f"{weights_path} does not fit {info.model}: {len(odd)} arrays too many or missing, such as {odd[0]}")
+    for key, variable in weights.items():
+        if tuple(variable.shape) != arrays[key].shape:
+            raise CheckpointError(f"{weights_path} does not fit its config: {key} has shape {arrays[key].shape}, not {tuple(variable.shape)}")
+        variable.assign(arrays[key].astype(variable.dtype.as_numpy_dtype))
+    for key, entropy_model in entropy_models.items():
+        entropy_model.table = CodingTable(arrays[f"tables/{key}/cdf"], arrays[f"tables/{key}/offset"])
+    model.info = info
+    if fold:
+        model.fold()
+    return model
+
+
+def new_model(model: str, preset: str):
+    """A freshly initialised model of a preset."""
+    from goconv_tf.models import MODELS
+
+    return MODELS[model](get_preset(model, preset)).build_weights()
