@@ -57,11 +57,31 @@ def make_schedule(options: Options):
     return tf.keras.optimizers.schedules.PiecewiseConstantDecay(boundaries, values)
 
 
+class Adam(tf.keras.optimizers.Adam):
+    """Keras' Adam with TensorFlow's fused kernel: the same formula, one operation a variable instead of twenty."""
+
+    def update_step(self, gradient, variable):
+        index = self._index_dict[self._var_key(variable)]
+        step = tf.cast(self.iterations + 1, variable.dtype)
+        tf.raw_ops.ResourceApplyAdam(
+            var=variable.handle,
+            m=self._momentums[index].handle,
+            v=self._velocities[index].handle,
+            beta1_power=tf.pow(tf.cast(self.beta_1, variable.dtype), step),
+            beta2_power=tf.pow(tf.cast(self.beta_2, variable.dtype), step),
+            lr=tf.cast(self.learning_rate, variable.dtype),
+            beta1=tf.cast(self.beta_1, variable.dtype),
+            beta2=tf.cast(self.beta_2, variable.dtype),
+            epsilon=tf.cast(self.epsilon, variable.dtype),
+            grad=gradient,
+        )
+
+
 def make_optimizer(options: Options):
     """Adam with gradient clipping and averaged weights as the options say."""
     if options.clip_norm and options.clip_value:
         raise UsageError("give one of --clip_norm and --clip_value, not both")
-    return tf.keras.optimizers.Adam(
+    return Adam(
         make_schedule(options),
         global_clipnorm=options.clip_norm or None,
         clipvalue=options.clip_value or None,

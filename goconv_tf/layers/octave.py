@@ -57,8 +57,20 @@ def split_filters(filters: int, alpha: float):
 
 
 def crop(x, size):
-    """The top left [batch, size[0], size[1], c] of x."""
-    return x[:, : size[0], : size[1], :]
+    """The top left [batch, size[0], size[1], c] of x; size: int32 [2]."""
+    return tf.slice(x, [0, 0, 0, 0], [tf.shape(x)[0], size[0], size[1], x.shape[-1]])
+
+
+def crop_like(x, other, halved=False):
+    """x cut to the spatial size of `other`, or to half of it, rounded up; free where shapes are known to agree."""
+    known = other.shape[1:3].as_list()
+    target = list(map(_half, known)) if halved else known
+    if None not in target and x.shape[1:3] == target:
+        return x
+    size = tf.shape(other)[1:3]
+    cut = crop(x, (size + 1) // 2 if halved else size)
+    cut.set_shape([None, *target, None])
+    return cut
 
 
 def _half(n):
@@ -149,11 +161,9 @@ class _GoConv(tf.keras.layers.Layer):
             return OctaveTensor(y_high, self._path("down", y_high, modulate)) if self.filters_low else y_high
         x_high, x_low = inputs
         y_hh = self._path("high", x_high, modulate)
-        size = tf.shape(y_hh)[1:3]
-        # Odd sizes: the low frequency always has ceil(size / 2) samples of the high one.
-        y_ll = crop(self._path("low", x_low, modulate), (size + 1) // 2)
-        y_high = y_hh + crop(self._path("up", y_ll, modulate), size)
-        y_high.set_shape(y_hh.shape)
+        # Odd sizes: the low frequency always has half the samples of the high one, rounded up.
+        y_ll = crop_like(self._path("low", x_low, modulate), y_hh, halved=True)
+        y_high = y_hh + crop_like(self._path("up", y_ll, modulate), y_hh)
         if not self.filters_low:
             return y_high
         return OctaveTensor(y_high, y_ll + self._path("down", y_hh, modulate))

@@ -8,7 +8,7 @@ import tensorflow as tf
 
 from goconv_tf.entropy import FactorizedPrior, GaussianConditional
 from goconv_tf.layers import GoConv2D, GoConv2DTranspose, ModulatedGoConv2D, ModulatedGoConv2DTranspose, OctaveTensor, SignalConv2D
-from goconv_tf.layers.octave import crop, split_filters
+from goconv_tf.layers.octave import crop, crop_like, split_filters
 from goconv_tf.models.base import Codec, stage
 from goconv_tf.presets import VariableRateConfig
 
@@ -87,7 +87,7 @@ class VariableRate(Codec):
     @stage
     def parameter_estimation(self, y_low, psi_high):
         """Mean and scale of y_H, together, from the decoded y_L and psi_H."""
-        p = tf.concat([crop(self.f_up(y_low), tf.shape(psi_high)[1:3]), psi_high], axis=-1)
+        p = tf.concat([crop_like(self.f_up(y_low), psi_high), psi_high], axis=-1)
         for layer in self.f_pe[:-1]:
             p = tf.nn.leaky_relu(layer(p), 0.2)
         return self.f_pe[-1](p)

@@ -1,0 +1,83 @@
+"""Command line: python -m goconv_tf compress | decompress | info | models."""
+
+import sys
+
+from absl import app
+from absl.flags import argparse_flags
+
+from goconv_tf import codec, commands
+from goconv_tf.errors import GoConvError
+from goconv_tf.presets import PRESETS
+
+
+def _positive(text):
+    value = float(text)
+    if not 0 < value < float("inf"):
+        raise ValueError
+    return value
+
+
+_positive.__name__ = "positive number"
+
+
+def add_size_limit(parser):
+    parser.add_argument(
+        "--max_megapixels",
+        type=_positive,
+        default=codec.MAX_PIXELS / 1e6,
+        help="Refuse pictures and files that claim more than this (default: %(default)g).",
+    )
+
+
+def make_parser():
+    parser = argparse_flags.ArgumentParser(
+        prog="python -m goconv_tf",
+        description="Learned image compression with generalized octave convolutions.",
+        epilog="Training: python -m goconv_tf.train --help. Models: " + ", ".join(PRESETS) + ".",
+    )
+    sub = parser.add_subparsers(title="commands", dest="command", required=True, metavar="COMMAND")
+
+    p = sub.add_parser("compress", help="Pictures to compressed files.", description="Compresses pictures that Pillow reads; prints bytes, bits per pixel and lambda.")
+    p.add_argument("input", nargs="+", help="IN.png [OUT.gcv]; or several files, or a folder, with --output_dir.")
+    p.add_argument("--model", required=True, help="Zoo name (see the models command), model folder or training folder.")
+    p.add_argument("--output_dir", help="Folder for the compressed files; made if missing.")
+    rate = p.add_mutually_exclusive_group()
+    rate.add_argument("--lmbda", type=_positive, help="Lagrangian: higher means better pictures and larger files (default: the middle of the model's range).")
+    rate.add_argument("--target_bpp", type=_positive, help="Bits per pixel that each file shall have, within 1 %%.")
+    p.add_argument("--entropy_coder", choices=("tfc", "range-coder"), default="tfc", help="Range coder to use (default: %(default)s).")
+    p.add_argument("--verify", action="store_true", help="Decode each file before it is written; print PSNR, MS-SSIM and a hash of the pixels.")
+    add_size_limit(p)
+    p.set_defaults(
+        run=lambda a: commands.compress(a.input, a.model, a.output_dir, a.lmbda, a.target_bpp, a.entropy_coder, a.verify, int(a.max_megapixels * 1e6))
+    )
+
+    p = sub.add_parser("decompress", help="Compressed files to pictures.", description="Decodes files that compress wrote; the model is found by what the file says.")
+    p.add_argument("input", nargs="+", help="IN.gcv [OUT.png]; or several files, or a folder, with --output_dir.")
+    p.add_argument("--model", help="Zoo name, model folder or training folder, if the zoo does not have the model.")
+    p.add_argument("--output_dir", help="Folder for the pictures; made if missing.")
+    add_size_limit(p)
+    p.set_defaults(run=lambda a: commands.decompress(a.input, a.model, a.output_dir, int(a.max_megapixels * 1e6)))
+
+    p = sub.add_parser("info", help="What a compressed file says of itself, as JSON.")
+    p.add_argument("input", help="IN.gcv")
+    add_size_limit(p)
+    p.set_defaults(run=lambda a: commands.info(a.input, int(a.max_megapixels * 1e6)))
+
+    p = sub.add_parser("models", help="Pretrained models, with sizes and rates.")
+    p.add_argument("--verbose", action="store_true", help="Also print their folders and cards.")
+    p.set_defaults(run=lambda a: commands.models(a.verbose))
+    return parser
+
+
+def run(args):
+    """Runs a parsed command; our errors become one line and status 1."""
+    commands.quiet_tensorflow()
+    try:
+        return args.run(args)
+    except (GoConvError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+
+
+if __name__ == "__main__":
+    app.run(run, flags_parser=lambda argv: make_parser().parse_args(argv[1:]))

@@ -1,0 +1,221 @@
+"""Picture file <-> compressed file: colour modes, padding, rate control."""
+
+import math
+import warnings
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from goconv_tf import bitstream, zoo
+from goconv_tf.errors import BitstreamError, GoConvError, ImageError, ModelMismatchError, RateError
+
+MAX_PIXELS = 200_000_000
+MAX_CODINGS = 12  # of one picture while looking for a rate
+TOLERANCE = 0.01  # of a target rate
+
+_PLAIN_MODES = ("RGB", "L", "P", "1", "CMYK", "YCbCr")
+
+
+def read_picture(path, max_pixels: int = MAX_PIXELS):
+    """A picture file as uint8 [h, w, 3]; greyscale and palette pictures are converted.
+
+    Raises:
+      ImageError: if it cannot be read, has transparency or more than 8 bits a sample, or is too large.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # max_pixels decides
+            with Image.open(path) as image:
+                if image.width * image.height > max_pixels:
+                    raise ImageError(f"{path}: {image.width} x {image.height} pixels; the limit is {max_pixels} (see --max_megapixels)")
+                if "A" in image.getbands() or "a" in image.getbands() or "transparency" in image.info:
+                    raise ImageError(f"{path}: has transparency, which is not coded; flatten the picture first")
+                if image.mode not in _PLAIN_MODES:
+                    raise ImageError(f"{path}: mode {image.mode} is not supported; convert it to 8 bits a sample, RGB or grey")
+                return np.array(image.convert("RGB"))
+    except ImageError:
+        raise
+    except FileNotFoundError:
+        raise ImageError(f"{path}: no such file") from None
+    except MemoryError:
+        raise ImageError(f"{path}: not enough memory") from None
+    except Exception as error:  # Pillow raises almost anything on damaged files
+        raise ImageError(f"{path}: cannot be read as a picture ({error})") from error
+
+
+class Compressed(NamedTuple):
+    """A compressed picture.
+
+    data: the file's bytes. lmbda: the operating point. bpp: bits of the whole file per pixel.
+    reconstruction: uint8 [h, w, 3], what decoding gives, if asked for. codings: how often it was coded.
+    """
+
+    data: bytes
+    lmbda: float
+    bpp: float
+    reconstruction: object
+    codings: int
+
+
+def _padded(n, alignment):
+    return -(-n // alignment) * alignment
+
+
+def pad(picture, alignment):
+    """Extends uint8 [h, w, 3] downwards and to the right, by its last row and column, to multiples of alignment."""
+    height, width = picture.shape[:2]
+    return np.pad(picture, [(0, _padded(height, alignment) - height), (0, _padded(width, alignment) - width), (0, 0)], mode="edge")
+
+
+def _memory_errors(action, *args, **kwargs):
+    """Runs action; a lack of memory becomes one of our errors."""
+    import tensorflow as tf
+
+    try:
+        return action(*args, **kwargs)
+    except (MemoryError, tf.errors.ResourceExhaustedError) as error:
+        raise GoConvError("not enough memory for a picture of this size") from error
+
+
+def check_lmbda(model, lmbda):
+    """RateError unless the model was trained for lambda."""
+    config = model.config
+    if not config.lmbda_min <= lmbda <= config.lmbda_max:
+        raise RateError(f"lambda {lmbda:g} is outside the model's range, {config.lmbda_min:g} to {config.lmbda_max:g}")
+
+
+def compress(model, picture, lmbda=None, target_bpp=None, entropy_coder="tfc", reconstruct=False) -> Compressed:
+    """Compresses uint8 [h, w, 3] with a model from `zoo.load_pretrained`.
+
+    Args:
+      lmbda: the operating point; default: the geometric middle of the model's range.
+      target_bpp: instead of lmbda, the bits per pixel that the whole file shall have, within 1 %.
+      entropy_coder: "tfc" or "range-coder".
+      reconstruct: also give the decoded picture.
+
+    Raises:
+      RateError: if lmbda or target_bpp are out of the model's reach.
+    """
+    height, width = picture.shape[:2]
+    padded = pad(picture, model.alignment)
+    info = model.info
+    codings = 0
+
+    def code(value):
+        nonlocal codings
+        codings += 1
+        lmbda_code = bitstream.quantize_lmbda(value)
+        exact = bitstream.dequantize_lmbda(lmbda_code)
+        coded = _memory_errors(model.compress, padded, exact, entropy_coder, reconstruct)
+        data = bitstream.pack(
+            bitstream.Stream(
+                entropy_coder,
+                info.model_id,
+                int(info.fingerprint, 16),
+                lmbda_code,
+                coded.checksum,
+                height,
+                width,
+                list(coded.strings.values()),
+            )
+        )
+        shown = None if coded.reconstruction is None else coded.reconstruction[:height, :width]
+        return Compressed(data, exact, 8 * len(data) / (height * width), shown, codings)
+
+    if target_bpp is None:
+        value = math.sqrt(model.config.lmbda_min * model.config.lmbda_max) if lmbda is None else lmbda
+        check_lmbda(model, value)
+        return code(value)
+    return search_rate(code, target_bpp, model.config.lmbda_min, model.config.lmbda_max)
+
+
+def search_rate(code, target, lowest, highest) -> Compressed:
+    """Finds lambda in [lowest, highest] whose coded file is within 1 % of the target bits per pixel.
+
+    Regula falsi between real codings, in logarithms of both (Illinois variant, bisection where it stalls).
+
+    Args:
+      code: lambda -> Compressed.
+
+    Raises:
+      RateError: with the range of rates the model reaches, or the nearest rates found.
+    """
+    if not target > 0 or not math.isfinite(target):
+        raise RateError(f"the target rate must be positive, not {target:g}")
+
+    def good(result):
+        return abs(result.bpp / target - 1) <= TOLERANCE
+
+    def error(result):
+        return math.log(result.bpp / target)
+
+    low, high = code(lowest), code(highest)
+    for end in (low, high):
+        if good(end):
+            return end
+    if error(low) > 0 or error(high) < 0:
+        raise RateError(f"{target:g} bpp is out of reach for this picture: the model gives {low.bpp:.4f} to {high.bpp:.4f} bpp")
+    a, b = math.log(lowest), math.log(highest)
+    error_a, error_b = error(low), error(high)
+    best = min(low, high, key=lambda r: abs(error(r)))
+    side = 0
+    for number in range(MAX_CODINGS - 2):
+        share = error_a / (error_a - error_b)
+        # Stays off the ends, and bisects now and then.
+        share = 0.5 if number % 4 == 3 else min(max(share, 0.02), 0.98)
+        middle = a + share * (b - a)
+        result = code(math.exp(middle))
+        if good(result):
+            return result
+        best = min(best, result, key=lambda r: abs(error(r)))
+        if error(result) < 0:
+            a, error_a = middle, error(result)
+            error_b = error_b / 2 if side == -1 else error_b
+            side = -1
+        else:
+            b, error_b = middle, error(result)
+            error_a = error_a / 2 if side == 1 else error_a
+            side = 1
+    raise RateError(f"no file within 1 % of {target:g} bpp was found in {MAX_CODINGS} codings; the nearest has {best.bpp:.4f} bpp (lambda {best.lmbda:g})")
+
+
+def check_model(stream, info) -> None:
+    """ModelMismatchError unless the stream was written by the model and weights that info describes."""
+    if stream.model_id != info.model_id:
+        raise ModelMismatchError(f"written by another model than {info.name} (id {stream.model_id:08x}, not {info.model_id:08x})")
+    if stream.fingerprint != int(info.fingerprint, 16):
+        raise ModelMismatchError(f"written by {info.name} with other weights (fingerprint {stream.fingerprint:08x}, not {info.fingerprint})")
+
+
+def find_stream_model(stream) -> "zoo.ModelInfo":
+    """The zoo's model that wrote a stream; ModelMismatchError if it is not there."""
+    named = [info for info in zoo.list_models() if info.model_id == stream.model_id]
+    if not named:
+        raise ModelMismatchError(f"written by a model that is not in the zoo (id {stream.model_id:08x}); name its folder with --model")
+    check_model(stream, named[0])
+    return named[0]
+
+
+def decompress(model, data, max_pixels: int = MAX_PIXELS):
+    """The picture uint8 [h, w, 3] in a compressed file's bytes.
+
+    Raises:
+      BitstreamError: if it is not a whole, undamaged stream.
+      ModelMismatchError: if another model or other weights wrote it.
+    """
+    stream = bitstream.unpack(data, max_pixels)
+    check_model(stream, model.info)
+    names = model.latent_names
+    if len(stream.sections) != len(names):
+        raise BitstreamError(f"the file is damaged: {len(stream.sections)} sections instead of {len(names)}")
+    picture = _memory_errors(
+        model.decompress,
+        dict(zip(names, stream.sections)),
+        stream.checksum,
+        _padded(stream.height, model.alignment),
+        _padded(stream.width, model.alignment),
+        bitstream.dequantize_lmbda(stream.lmbda_code),
+        stream.coder,
+    )
+    return picture[: stream.height, : stream.width]

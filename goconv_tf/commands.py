@@ -1,0 +1,212 @@
+"""What the commands do, shared by `python -m goconv_tf` and the scripts in experiments/."""
+
+import json
+import os
+import sys
+import time
+
+from goconv_tf import bitstream, codec, zoo
+from goconv_tf.errors import BitstreamError, GoConvError, UsageError
+from goconv_tf.files import atomic_write
+
+STREAM_EXTENSION, PICTURE_EXTENSION = ".gcv", ".png"
+PICTURE_EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".gif")
+
+
+def quiet_tensorflow():
+    """Keeps TensorFlow's notes off the terminal; before it is first imported."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+
+def plan(inputs, output_dir, extensions, new_extension):
+    """[(input, output)] for files and folders of them.
+
+    One input and one more path that is no input of the right kind are taken as IN OUT.
+    """
+    if not output_dir and len(inputs) == 2 and not os.path.isdir(inputs[0]):
+        return [(inputs[0], inputs[1])]
+    if not output_dir and (len(inputs) > 1 or os.path.isdir(inputs[0])):
+        raise UsageError("several files or a folder need --output_dir")
+    files = []
+    for path in inputs:
+        if os.path.isdir(path):
+            found = sorted(os.path.join(path, name) for name in os.listdir(path) if name.lower().endswith(extensions))
+            if not found:
+                raise UsageError(f"{path}: no files with {', '.join(extensions)} in this folder")
+            files += found
+        else:
+            files.append(path)
+    if not output_dir:
+        return [(files[0], files[0] + new_extension)]
+    pairs = [(path, os.path.join(output_dir, os.path.splitext(os.path.basename(path))[0] + new_extension)) for path in files]
+    if len({out for _, out in pairs}) < len(pairs):
+        raise UsageError("two of the inputs would be written to the same file")
+    return pairs
+
+
+def check_output(path):
+    """UsageError unless path can be written."""
+    folder = os.path.dirname(os.path.abspath(path))
+    if os.path.isdir(path):
+        raise UsageError(f"{path}: is a folder; give a file's name, or --output_dir")
+    if not os.path.isdir(folder):
+        raise UsageError(f"{folder}: no such folder")
+    if not os.access(folder, os.W_OK):
+        raise UsageError(f"{folder}: cannot be written")
+
+
+def read_stream_file(path) -> bytes:
+    """A file's bytes; BitstreamError if it cannot be read."""
+    try:
+        with open(path, "rb") as f:
+            return f.read()
+    except FileNotFoundError:
+        raise BitstreamError(f"{path}: no such file") from None
+    except OSError as error:
+        raise BitstreamError(f"{path}: cannot be read: {error.strerror}") from error
+
+
+def write_picture(path, picture):
+    """Writes uint8 [h, w, 3] in the format of the name's extension, whole or not at all."""
+    import io
+
+    from PIL import Image
+
+    extension = os.path.splitext(path)[1].lower()
+    picture_format = Image.registered_extensions().get(extension)
+    if picture_format not in Image.SAVE:
+        raise UsageError(f"{path}: unknown picture format {extension!r}; use .png")
+    buffer = io.BytesIO()
+    try:
+        Image.fromarray(picture).save(buffer, format=picture_format)
+    except (OSError, ValueError, KeyError) as error:
+        raise UsageError(f"{path}: cannot be written as {picture_format}: {error}") from error
+    atomic_write(path, buffer.getvalue())
+
+
+def for_each(pairs, action, output_dir=None):
+    """Runs action(input, output) over pairs with progress; every failure is one line. Returns the number of failures."""
+    if output_dir:
+        os.makedirs(output_dir, exist_ok=True)
+    failures = 0
+    begin = time.time()
+    for number, (source, target) in enumerate(pairs, 1):
+        try:
+            check_output(target)
+            line = action(source, target)
+        except (GoConvError, OSError) as error:
+            failures += 1
+            text = str(error) if str(error).startswith(source) else f"{source}: {error}"
+            print(f"error: {text}", file=sys.stderr, flush=True)
+            continue
+        left = (time.time() - begin) / number * (len(pairs) - number)
+        counter = f"[{number}/{len(pairs)}, {left:.0f} s left] " if len(pairs) > 1 else ""
+        print(f"{counter}{source} -> {target}: {line}", flush=True)
+    return failures
+
+
+def compress(inputs, model, output_dir=None, lmbda=None, target_bpp=None, entropy_coder="tfc", verify=False, max_pixels=codec.MAX_PIXELS):
+    """The compress command; returns the exit status."""
+    if lmbda is not None and target_bpp is not None:
+        raise UsageError("give one of --lmbda and --target_bpp, not both")
+    pairs = plan(inputs, output_dir, PICTURE_EXTENSIONS, STREAM_EXTENSION)
+    loaded = zoo.load_pretrained(model)
+    if lmbda is not None:
+        codec.check_lmbda(loaded, lmbda)
+
+    def action(source, target):
+        from goconv_tf import metrics
+
+        picture = codec.read_picture(source, max_pixels)
+        result = codec.compress(loaded, picture, lmbda, target_bpp, entropy_coder, reconstruct=verify)
+        line = f"{len(result.data)} bytes, {result.bpp:.4f} bpp, lambda {result.lmbda:.6g}"
+        if verify:
+            decoded = codec.decompress(loaded, result.data, max_pixels)
+            if (decoded != result.reconstruction).any():
+                raise GoConvError("verification failed: the decoded picture is not the encoder's; nothing was written")
+            line += f", verified, PSNR {metrics.psnr(picture, decoded):.3f} dB, MS-SSIM {metrics.ms_ssim(picture, decoded):.5f}"
+            line += f", pixels {picture_hash(decoded)}"
+        atomic_write(target, result.data)
+        return line
+
+    return 1 if for_each(pairs, action, output_dir) else 0
+
+
+def picture_hash(picture) -> str:
+    """16 hexadecimal digits of a picture's pixels."""
+    import hashlib
+
+    return hashlib.sha256(picture.tobytes()).hexdigest()[:16]
+
+
+def decompress(inputs, model=None, output_dir=None, max_pixels=codec.MAX_PIXELS):
+    """The decompress command; returns the exit status."""
+    pairs = plan(inputs, output_dir, (STREAM_EXTENSION,), PICTURE_EXTENSION)
+    loaded = {}
+
+    def action(source, target):
+        data = read_stream_file(source)
+        # Everything that can be wrong without the network is found before it is loaded.
+        stream = bitstream.unpack(data, max_pixels)
+        info = zoo.find_model(model) if model else codec.find_stream_model(stream)
+        codec.check_model(stream, info)
+        if info.path not in loaded:
+            loaded[info.path] = zoo.load_pretrained(info.path)
+        picture = codec.decompress(loaded[info.path], data, max_pixels)
+        write_picture(target, picture)
+        return f"{picture.shape[1]} x {picture.shape[0]}, pixels {picture_hash(picture)}"
+
+    return 1 if for_each(pairs, action, output_dir) else 0
+
+
+def info(path, max_pixels=codec.MAX_PIXELS):
+    """The info command: prints JSON; does not import TensorFlow."""
+    data = read_stream_file(path)
+    try:
+        stream = bitstream.unpack(data, max_pixels)
+    except BitstreamError as error:
+        raise BitstreamError(f"{path}: {error}") from None
+    models = [m for m in zoo.list_models() if m.model_id == stream.model_id]
+    model = models[0] if models else None
+    names = list(section_names(model.model)) if model else []
+    names = names if len(names) == len(stream.sections) else [f"section_{k}" for k in range(len(stream.sections))]
+    pixels = stream.height * stream.width
+    contents = {
+        "format_version": bitstream.VERSION,
+        "width": stream.width,
+        "height": stream.height,
+        "model": model.name if model else None,
+        "model_id": f"{stream.model_id:08x}",
+        "fingerprint": f"{stream.fingerprint:08x}",
+        "weights_match": model is not None and model.fingerprint == f"{stream.fingerprint:08x}",
+        "entropy_coder": stream.coder,
+        "lmbda": bitstream.dequantize_lmbda(stream.lmbda_code),
+        "lmbda_code": stream.lmbda_code,
+        "latents_checksum": f"{stream.checksum:08x}",
+        "bytes": len(data),
+        "bpp": 8 * len(data) / pixels,
+        "header_bytes": len(data) - sum(map(len, stream.sections)),
+        "substreams": {name: {"bytes": len(s), "bpp": 8 * len(s) / pixels} for name, s in zip(names, stream.sections)},
+    }
+    print(json.dumps(contents, indent=1))
+    return 0
+
+
+def section_names(model: str):
+    """Names of a model's substreams in coding order."""
+    return {"variable_rate": ("z_low", "z_high", "y_low", "y_high")}[model]
+
+
+def models(verbose=False):
+    """The models command: what is in the zoo."""
+    found = zoo.list_models()
+    if not found:
+        print("the zoo is empty; looked in " + ", ".join(zoo.zoo_folders()))
+    for model in found:
+        size = os.path.getsize(os.path.join(model.path, zoo.WEIGHTS_FILE)) / 2**20
+        rates = [row["bpp"] for row in model.card.get("kodak", [])]
+        reach = f"{min(rates):.2f} to {max(rates):.2f} bpp on Kodak" if rates else "rates not measured"
+        print(f"{model.name}: {model.model}, {size:.1f} MiB, lambda {model.config.lmbda_min:g} to {model.config.lmbda_max:g}, {reach}")
+        if verbose:
+            print(f"  {model.path}\n  " + json.dumps(model.card, indent=1).replace("\n", "\n  "))
+    return 0
