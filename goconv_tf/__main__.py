@@ -37,12 +37,18 @@ def make_parser():
     )
     sub = parser.add_subparsers(title="commands", dest="command", required=True, metavar="COMMAND")
 
-    p = sub.add_parser("compress", help="Pictures to compressed files.", description="Compresses pictures that Pillow reads; prints bytes, bits per pixel and lambda.")
+    p = sub.add_parser(
+        "compress",
+        help="Pictures to compressed files.",
+        description="Compresses pictures that Pillow reads; prints bytes, bits per pixel and lambda.",
+    )
     p.add_argument("input", nargs="+", help="IN.png [OUT.gcv]; or several files, or a folder, with --output_dir.")
     p.add_argument("--model", required=True, help="Zoo name (see the models command), model folder or training folder.")
     p.add_argument("--output_dir", help="Folder for the compressed files; made if missing.")
     rate = p.add_mutually_exclusive_group()
-    rate.add_argument("--lmbda", type=_positive, help="Lagrangian: higher means better pictures and larger files (default: the middle of the model's range).")
+    rate.add_argument(
+        "--lmbda", type=_positive, help="Lagrangian: higher means better pictures and larger files (default: the middle of the model's range)."
+    )
     rate.add_argument("--target_bpp", type=_positive, help="Bits per pixel that each file shall have, within 1 %%.")
     p.add_argument("--entropy_coder", choices=("tfc", "range-coder"), default="tfc", help="Range coder to use (default: %(default)s).")
     p.add_argument("--verify", action="store_true", help="Decode each file before it is written; print PSNR, MS-SSIM and a hash of the pixels.")
@@ -51,7 +57,9 @@ def make_parser():
         run=lambda a: commands.compress(a.input, a.model, a.output_dir, a.lmbda, a.target_bpp, a.entropy_coder, a.verify, int(a.max_megapixels * 1e6))
     )
 
-    p = sub.add_parser("decompress", help="Compressed files to pictures.", description="Decodes files that compress wrote; the model is found by what the file says.")
+    p = sub.add_parser(
+        "decompress", help="Compressed files to pictures.", description="Decodes files that compress wrote; the model is found by what the file says."
+    )
     p.add_argument("input", nargs="+", help="IN.gcv [OUT.png]; or several files, or a folder, with --output_dir.")
     p.add_argument("--model", help="Zoo name, model folder or training folder, if the zoo does not have the model.")
     p.add_argument("--output_dir", help="Folder for the pictures; made if missing.")

@@ -133,7 +133,7 @@ def compress(model, picture, lmbda=None, target_bpp=None, entropy_coder="tfc", r
 def search_rate(code, target, lowest, highest) -> Compressed:
     """Finds lambda in [lowest, highest] whose coded file is within 1 % of the target bits per pixel.
 
-    Regula falsi between real codings, in logarithms of both (Illinois variant, bisection where it stalls).
+    Regula falsi between real codings, in logarithms of both; bisection after a step that did not halve the bracket.
 
     Args:
       code: lambda -> Compressed.
@@ -159,25 +159,23 @@ def search_rate(code, target, lowest, highest) -> Compressed:
     a, b = math.log(lowest), math.log(highest)
     error_a, error_b = error(low), error(high)
     best = min(low, high, key=lambda r: abs(error(r)))
-    side = 0
-    for number in range(MAX_CODINGS - 2):
-        share = error_a / (error_a - error_b)
-        # Stays off the ends, and bisects now and then.
-        share = 0.5 if number % 4 == 3 else min(max(share, 0.02), 0.98)
+    halved = True
+    for _ in range(MAX_CODINGS - 2):
+        share = min(max(error_a / (error_a - error_b), 0.02), 0.98) if halved else 0.5
         middle = a + share * (b - a)
         result = code(math.exp(middle))
         if good(result):
             return result
         best = min(best, result, key=lambda r: abs(error(r)))
+        width = b - a
         if error(result) < 0:
             a, error_a = middle, error(result)
-            error_b = error_b / 2 if side == -1 else error_b
-            side = -1
         else:
             b, error_b = middle, error(result)
-            error_a = error_a / 2 if side == 1 else error_a
-            side = 1
-    raise RateError(f"no file within 1 % of {target:g} bpp was found in {MAX_CODINGS} codings; the nearest has {best.bpp:.4f} bpp (lambda {best.lmbda:g})")
+        halved = b - a <= width / 2
+    raise RateError(
+        f"no file within 1 % of {target:g} bpp was found in {MAX_CODINGS} codings; the nearest has {best.bpp:.4f} bpp (lambda {best.lmbda:g})"
+    )
 
 
 def check_model(stream, info) -> None:

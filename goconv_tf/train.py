@@ -19,11 +19,15 @@ _DEFAULT_LAMBDAS = ["0.0005", "0.001", "0.002", "0.004", "0.008", "0.016", "0.03
 
 flags.DEFINE_string("model", "variable_rate", "Model to train.")
 flags.DEFINE_string("preset", "small", "Preset of the model: paper, base, small or tiny.")
+flags.DEFINE_integer("num_filters", 0, "N, filters per layer, instead of the preset's.", lower_bound=0)
+flags.DEFINE_integer("num_latents", 0, "M, channels of y, instead of the preset's (or of N, when --num_filters is given).", lower_bound=0)
 flags.DEFINE_multi_string("train_glob", [], "Glob pattern, or folder, of training pictures (PNG, JPEG, WebP). May be repeated.")
 flags.DEFINE_string("checkpoint_dir", None, "Folder of the run: saves, logs, exports.")
 flags.DEFINE_string("name", None, "Name of the exported model. Default: the folder's name.")
 flags.DEFINE_list("lambdas", _DEFAULT_LAMBDAS, "Lagrangians; one is drawn for every training patch.")
-flags.DEFINE_enum("distortion", "mse", ["mse", "mix"], "D of the loss: MSE, or the paper's 0.9 MSE + 0.1 (1 - MS-SSIM) (patches of 176 pixels at least).")
+flags.DEFINE_enum(
+    "distortion", "mse", ["mse", "mix"], "D of the loss: MSE, or the paper's 0.9 MSE + 0.1 (1 - MS-SSIM) (patches of 176 pixels at least)."
+)
 flags.DEFINE_integer("patchsize", 256, "Side of the training patches in pixels; a multiple of 16.", lower_bound=16)
 flags.DEFINE_integer("batchsize", 8, "Patches a step, over all devices together.", lower_bound=1)
 flags.DEFINE_float("lr", 1e-4, "Learning rate of Adam.", lower_bound=0.0)

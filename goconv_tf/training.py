@@ -13,6 +13,7 @@ import tensorflow as tf
 from goconv_tf import data, zoo
 from goconv_tf.errors import GoConvError, UsageError
 from goconv_tf.models import MODELS
+from goconv_tf.presets import get_preset
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,6 +25,8 @@ class Options:
     train_glob: Tuple[str, ...]
     checkpoint_dir: str
     name: Optional[str] = None
+    num_filters: int = 0
+    num_latents: int = 0
     lambdas: Tuple[float, ...] = ()
     distortion: str = "mse"
     patchsize: int = 256
@@ -228,6 +231,16 @@ class Watch(tf.keras.callbacks.Callback):
                 tf.summary.image("reconstructions", np.stack([picture, *coded]), max_outputs=8)
 
 
+def make_config(options: Options):
+    """The preset's config with the options' widths and range of lambda."""
+    changes = {"lmbda_min": min(options.lambdas), "lmbda_max": max(options.lambdas)}
+    if options.num_filters:
+        changes.update(filters=options.num_filters, latents=options.num_latents or options.num_filters)
+    elif options.num_latents:
+        changes["latents"] = options.num_latents
+    return dataclasses.replace(get_preset(options.model, options.preset), **changes)
+
+
 def saved_step(backup_dir) -> int:
     """The step of the last save in a training folder; 0 if there is none."""
     latest = tf.train.latest_checkpoint(os.path.join(backup_dir, "chief"))
@@ -254,9 +267,7 @@ def train(options: Options):
     """
     folder = options.checkpoint_dir
     paths = data.find_pictures(options.train_glob)
-    source = data.PatchSource(
-        paths, options.patchsize, options.batchsize, options.lambdas, options.seed, options.flip, options.cache_mb
-    )
+    source = data.PatchSource(paths, options.patchsize, options.batchsize, options.lambdas, options.seed, options.flip, options.cache_mb)
     print(f"{len(source.paths)} pictures; left out {source.too_small} too small, {source.unreadable} unreadable", flush=True)
     val_paths = data.find_pictures(options.val_glob) if options.val_glob else []
     os.makedirs(folder, exist_ok=True)
@@ -264,8 +275,9 @@ def train(options: Options):
     if os.path.exists(run_path):
         with open(run_path, encoding="utf-8") as f:
             run = json.load(f)
-        if (run["model"], run["preset"]) != (options.model, options.preset):
-            raise UsageError(f"{folder} holds a run of {run['model']} {run['preset']}, not {options.model} {options.preset}")
+        for key in ("model", "preset", "num_filters", "num_latents"):
+            if run.get(key, 0) != getattr(options, key):
+                raise UsageError(f"{folder} holds a run with {key} {run.get(key)}, not {getattr(options, key)}")
     with open(run_path, "w", encoding="utf-8") as f:
         json.dump(dataclasses.asdict(options), f, indent=1)
 
@@ -275,7 +287,14 @@ def train(options: Options):
     with strategy.scope():
         tf.random.set_seed(options.seed)
         tf.keras.utils.set_random_seed(options.seed)
-        model = zoo.load_pretrained(options.warm_start, fold=False) if options.warm_start else zoo.new_model(options.model, options.preset)
+        config = make_config(options)
+        model = zoo.new_model(config)
+        if options.warm_start:
+            warm = zoo.load_pretrained(options.warm_start, fold=False)
+            if dataclasses.replace(warm.config, lmbda_min=config.lmbda_min, lmbda_max=config.lmbda_max) != config:
+                raise UsageError(f"--warm_start {options.warm_start}: other widths than this run's: {warm.config} against {config}")
+            for target, value in zip(model.variables, warm.variables):
+                target.assign(value)
         model.distortion = options.distortion
         optimizer = make_optimizer(options)
         optimizer.build(model.trainable_variables)

@@ -13,7 +13,7 @@ from typing import Any, Dict, List, NamedTuple
 
 from goconv_tf.errors import CheckpointError, UsageError
 from goconv_tf.files import atomic_write
-from goconv_tf.presets import get_preset, make_config
+from goconv_tf.presets import make_config
 
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
 FORMAT = 1
@@ -153,7 +153,7 @@ def load_pretrained(name_or_path: str, fold: bool = True):
     from safetensors.numpy import load
 
     from goconv_tf.entropy import CodingTable
-    from goconv_tf.models import MODELS, named_weights
+    from goconv_tf.models import named_weights
 
     info = find_model(name_or_path)
     weights_path = os.path.join(info.path, WEIGHTS_FILE)
@@ -165,7 +165,7 @@ def load_pretrained(name_or_path: str, fold: bool = True):
         arrays = load(data)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{weights_path} cannot be read: {error}") from error
-    model = MODELS[info.model](info.config).build_weights()
+    model = new_model(info.config)
     weights = named_weights(model)
     entropy_models = model.entropy_models()
     wanted = {*weights, *(f"tables/{key}/{part}" for key in entropy_models for part in ("cdf", "offset"))}
@@ -184,8 +184,8 @@ def load_pretrained(name_or_path: str, fold: bool = True):
     return model
 
 
-def new_model(model: str, preset: str):
-    """A freshly initialised model of a preset."""
+def new_model(config):
+    """A freshly initialised model of a config, such as `presets.get_preset("variable_rate", "small")`."""
     from goconv_tf.models import MODELS
 
-    return MODELS[model](get_preset(model, preset)).build_weights()
+    return MODELS[config.model](config).build_weights()

@@ -7,7 +7,7 @@ import tensorflow as tf
 import tensorflow_compression as tfc
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def irdft_matrix(height: int, width: int) -> np.ndarray:
     """Orthonormal inverse real DFT of a height x width kernel, [height*width, height*width].
 

@@ -50,7 +50,7 @@ def make_activation(activation: Activation, **kwargs):
 
 def split_filters(filters: int, alpha: float):
     """(high, low) numbers of channels for a share `alpha` of low-frequency ones."""
-    low = int(round(alpha * filters))
+    low = round(alpha * filters)
     if alpha and not 0 < low < filters:
         raise ValueError(f"alpha={alpha} leaves {filters - low} high and {low} low of {filters} filters")
     return filters - low, low
@@ -107,7 +107,8 @@ class _GoConv(tf.keras.layers.Layer):
             raise ValueError(f"strides must be 1 or 2, not {strides}")
         if kernel_parameter not in ("rdft", "variable"):
             raise ValueError(f"kernel_parameter must be 'rdft' or 'variable', not {kernel_parameter!r}")
-        if isinstance(activation, dict):  # from get_config: a recipe for fresh copies of what the factory made
+        self._recipe = activation if isinstance(activation, dict) else None
+        if self._recipe:  # from get_config: how to make fresh copies of what the factory made
             activation = functools.partial(tf.keras.layers.deserialize, activation)
         self.filters, self.kernel_size, self.strides, self.alpha = int(filters), int(kernel_size), int(strides), float(alpha)
         self.use_bias, self.kernel_parameter, self.inter_kernel_size = use_bias, kernel_parameter, int(inter_kernel_size)
@@ -181,8 +182,8 @@ class _GoConv(tf.keras.layers.Layer):
         return OctaveTensor(high, tf.TensorShape([shape[0], *map(_half, size), self.filters_low])) if self.filters_low else high
 
     def get_config(self):
-        activation = self.activation
-        if activation is not None and not isinstance(activation, str):
+        activation = self._recipe or self.activation
+        if self._recipe is None and activation is not None and not isinstance(activation, str):
             made = make_activation(activation)
             if not isinstance(made, tf.keras.layers.Layer):
                 made = tf.keras.layers.Activation(made)
@@ -225,22 +226,18 @@ _ARGUMENTS = """
 
 @tf.keras.saving.register_keras_serializable("goconv_tf")
 class GoConv2D(_GoConv):
-    __doc__ = (
-        """Generalized octave convolution (Akbari et al., arXiv 2002.10032; Wang et al., arXiv 2009.13074, Eq. 1).
+    __doc__ = """Generalized octave convolution (Akbari et al., arXiv 2002.10032; Wang et al., arXiv 2009.13074, Eq. 1).
 
     Y_HH = Act(f(X_H)),  Y_LL = Act(f(X_L)),
-    Y_H = Y_HH + Act(g_up2(Y_LL)),  Y_L = Y_LL + Act(f_down2(Y_HH))."""
-        + _ARGUMENTS.format(direction="downwards", sizes="sizes are divided by strides, rounded up")
+    Y_H = Y_HH + Act(g_up2(Y_LL)),  Y_L = Y_LL + Act(f_down2(Y_HH)).""" + _ARGUMENTS.format(
+        direction="downwards", sizes="sizes are divided by strides, rounded up"
     )
 
 
 @tf.keras.saving.register_keras_serializable("goconv_tf")
 class GoConv2DTranspose(_GoConv):
-    __doc__ = (
-        """Generalized octave transposed convolution (GoTConv; Wang et al., arXiv 2009.13074, Eq. 2).
+    __doc__ = """Generalized octave transposed convolution (GoTConv; Wang et al., arXiv 2009.13074, Eq. 2).
 
     As `GoConv2D`, with transposed convolutions within each frequency. Activations
-    follow each path's convolution, as Eq. 2 says."""
-        + _ARGUMENTS.format(direction="upwards", sizes="sizes are multiplied by strides")
-    )
+    follow each path's convolution, as Eq. 2 says.""" + _ARGUMENTS.format(direction="upwards", sizes="sizes are multiplied by strides")
     _transpose = True

@@ -1,0 +1,39 @@
+# make demo   compress a photograph, decompress it, show both
+# make test   lint and the whole test suite
+# make lint   ruff and mypy only
+# make format let ruff rewrite the code
+
+# TensorFlow Compression's last release has wheels for Python 3.9 to 3.11 only.
+PYTHON ?= $(shell for p in python3.11 python3.10 python3.9 python3 python; do \
+	$$p -c 'import sys; sys.exit(not (3, 9) <= sys.version_info < (3, 12))' 2>/dev/null && echo $$p && break; done)
+BIN := .venv/bin
+export TF_CPP_MIN_LOG_LEVEL := 3
+
+.PHONY: setup demo test lint format clean
+setup: .venv/done
+
+.venv/done: requirements.txt setup.py
+	@$(if $(PYTHON),$(PYTHON),false) -c 'import sys; sys.exit(not (3, 9) <= sys.version_info < (3, 12))' 2>/dev/null || \
+		{ echo "goconv_tf needs Python 3.9, 3.10 or 3.11 (TensorFlow Compression has no newer release): install python3.11, then run make again."; exit 1; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	touch $@
+
+demo: setup
+	$(BIN)/python experiments/demo.py
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+test: lint
+	$(BIN)/python -m pytest
+
+format: setup
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf .venv build dist demo *.egg-info .pytest_cache .ruff_cache .mypy_cache

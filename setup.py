@@ -1,0 +1,33 @@
+"""Installs goconv_tf; the pins that the Makefile uses are in requirements.txt."""
+
+import pathlib
+import re
+
+from setuptools import find_packages, setup
+
+HERE = pathlib.Path(__file__).parent
+VERSION = re.search(r'__version__ = "(.+)"', (HERE / "goconv_tf" / "__init__.py").read_text())[1]
+
+setup(
+    name="goconv_tf",
+    version=VERSION,
+    description="Learned image compression with generalized octave convolutions, hyperpriors and variable rate, in TensorFlow 2",
+    long_description=(HERE / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    packages=find_packages(include=["goconv_tf", "goconv_tf.*"]),
+    python_requires=">=3.9,<3.12",
+    install_requires=[
+        "tensorflow~=2.14.1",
+        "tensorflow-compression~=2.14.1",
+        "numpy<2",
+        "pillow",
+        "absl-py",
+        "range-coder",
+        "safetensors",
+    ],
+    extras_require={
+        "demo": ["matplotlib", "scikit-image"],
+        "test": ["pytest", "ruff", "mypy", "matplotlib", "scikit-image"],
+    },
+)

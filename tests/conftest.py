@@ -1,0 +1,90 @@
+"""Pictures that the tests draw, and models that they share (tracing is slow)."""
+
+import os
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import dataclasses
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+
+
+def draw(height, width, seed=0):
+    """A picture with smooth colours, edges and a little noise, uint8 [height, width, 3]."""
+    rng = np.random.default_rng(seed)
+    y, x = np.mgrid[:height, :width]
+    picture = np.stack([128 + 90 * np.sin(x / rng.uniform(9, 40) + y / rng.uniform(9, 40) + rng.uniform(0, 6)) for _ in range(3)], axis=-1)
+    for _ in range(6):
+        top, left = rng.integers(height), rng.integers(width)
+        picture[top : top + rng.integers(4, 60), left : left + rng.integers(4, 60)] = rng.uniform(0, 255, 3)
+    return np.clip(picture + rng.normal(0, 3, picture.shape), 0, 255).astype(np.uint8)
+
+
+def lively(model, seed=0):
+    """Gives an untrained model latents that spread over several integers, and entropy parameters that vary."""
+    import tensorflow as tf
+
+    rng = np.random.default_rng(seed)
+    for variable in model.trainable_variables:
+        if "/bias" in variable.name:
+            variable.assign(rng.normal(0, 0.1, variable.shape))
+    x = tf.constant(draw(128, 128))[None]
+    for layer, names, spread in ((model.g_a[-1], ("y_high", "y_low"), 4.0), (model.h_a[-1], ("z_high", "z_low"), 2.0)):
+        for name, convs in zip(names, ((layer.high, layer.up), (layer.low, layer.down))):
+            gain = spread / np.std(model.analysis(x, tf.constant([0.01]))[name])
+            for conv in convs:
+                for variable in conv.trainable_variables:
+                    variable.assign(gain * variable)
+    # Scales that fit: the second half of the channels is large and varies.
+    bias = model.h_s[-1].low.bias_parameter
+    bias.assign(np.concatenate([rng.normal(0, 1, bias.shape[0] // 2), rng.uniform(2, 6, bias.shape[0] // 2)]))
+    model.f_pe[1].bias_parameter.assign_add(np.full(model.f_pe[1].filters, 1.0))
+    kernel = model.f_pe[-1].kernel.numpy()
+    kernel[..., kernel.shape[-1] // 2 :] += rng.uniform(0, 0.6, kernel[..., kernel.shape[-1] // 2 :].shape)
+    model.f_pe[-1].kernel_parameter.rdft.assign(kernel.reshape(1, -1))
+    model.__dict__.pop("_stages", None)
+    return model
+
+
+@pytest.fixture(scope="session")
+def model_dir(tmp_path_factory):
+    """A model folder of the tiny preset, named "tiny-test"."""
+    from goconv_tf import presets, zoo
+
+    model = lively(zoo.new_model(dataclasses.replace(presets.get_preset("variable_rate", "tiny"))))
+    path = str(tmp_path_factory.mktemp("zoo") / "tiny-test")
+    zoo.save_pretrained(model, path, "tiny-test")
+    return path
+
+
+@pytest.fixture(scope="session")
+def model(model_dir):
+    """The loaded, folded model of `model_dir`."""
+    from goconv_tf import zoo
+
+    return zoo.load_pretrained(model_dir)
+
+
+@pytest.fixture(scope="session")
+def photo(tmp_path_factory):
+    """Path of a PNG, 150 x 203 pixels."""
+    path = str(tmp_path_factory.mktemp("photo") / "photo.png")
+    Image.fromarray(draw(150, 203)).save(path)
+    return path
+
+
+@pytest.fixture
+def command(model_dir):
+    """Runs `python -m MODULE ARGS` in a process of its own, with the test model in the zoo."""
+
+    def run(*args, module="goconv_tf", timeout=200):
+        env = {**os.environ, "GOCONV_TF_ZOO": os.path.dirname(model_dir), "PYTHONPATH": ROOT}
+        return subprocess.run([sys.executable, "-m", module, *map(str, args)], env=env, capture_output=True, text=True, timeout=timeout, check=False)
+
+    return run

@@ -1,0 +1,84 @@
+"""The container: what goes in comes out, and damage is noticed."""
+
+import numpy as np
+import pytest
+
+from goconv_tf import bitstream
+from goconv_tf.errors import BitstreamError
+
+LIMIT = 10**6
+
+
+def stream(**changes):
+    fields = dict(
+        coder="tfc", model_id=0xDEADBEEF, fingerprint=7, lmbda_code=bitstream.quantize_lmbda(0.01), checksum=2**32 - 1, height=512, width=768
+    )
+    return bitstream.Stream(**{**fields, "sections": [b"a" * 100, b"b" * 400, b"", b"c" * 30000], **changes})
+
+
+def test_round_trip():
+    for s in (stream(), stream(coder="range-coder", sections=[]), stream(height=1, width=1)):
+        assert bitstream.unpack(bitstream.pack(s), LIMIT) == s
+
+
+def test_header_and_framing_on_a_kodak_picture():
+    s = stream()
+    assert len(bitstream.pack(s)) - sum(map(len, s.sections)) <= 48
+
+
+def test_every_changed_byte_every_cut_and_every_tail_is_noticed():
+    data = bitstream.pack(stream(sections=[b"abc" * 9, b"", b"de" * 20]))
+    for position in range(len(data)):
+        for bit in range(8):
+            damaged = bytearray(data)
+            damaged[position] ^= 1 << bit
+            with pytest.raises(BitstreamError):
+                bitstream.unpack(bytes(damaged), LIMIT)
+        with pytest.raises(BitstreamError):
+            bitstream.unpack(data[:position], LIMIT)
+    with pytest.raises(BitstreamError, match="2 bytes follow"):
+        bitstream.unpack(data + b"xy", LIMIT)
+
+
+def test_swapped_sections_are_noticed():
+    a = bitstream.pack(stream(sections=[b"first", b"other"]))
+    assert a.count(b"first") == 1
+    swapped = a.replace(b"first", b"12345").replace(b"other", b"first").replace(b"12345", b"other")
+    with pytest.raises(BitstreamError, match="damaged"):
+        bitstream.unpack(swapped, LIMIT)
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"", "empty"),
+        (b"\x89PNG\r\n", "not a goconv_tf file"),
+        (b"GCV", "not a goconv_tf file"),
+        (b"\x89GCV", "cut short"),
+        (b"\x89GCV\x02" + bytes(100), "version 2"),
+        (b"\x89GCV\x01" + b"\xff" * 100, "too long"),
+    ],
+)
+def test_foreign_files(data, message):
+    with pytest.raises(BitstreamError, match=message):
+        bitstream.unpack(data, LIMIT)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [(dict(height=2000), "limit"), (dict(height=0), "limit"), (dict(lmbda_code=0), "lambda"), (dict(sections=[b""] * 65), "too many")],
+)
+def test_hostile_fields_with_right_checksums(changes, message):
+    with pytest.raises(BitstreamError, match=message):
+        bitstream.unpack(bitstream.pack(stream(**changes)), LIMIT)
+
+
+def test_lambda_survives_to_a_thousandth():
+    for lmbda in (1e-6, 1e-4, 0.0123, 0.5):
+        code = bitstream.quantize_lmbda(lmbda)
+        assert 0 < code < 2**31
+        np.testing.assert_allclose(bitstream.dequantize_lmbda(code), lmbda, rtol=1e-3)
+        assert bitstream.quantize_lmbda(bitstream.dequantize_lmbda(code)) == code
+    for bad in (0, 1, -1, 2):
+        with pytest.raises(ValueError, match="lambda"):
+            bitstream.quantize_lmbda(bad)

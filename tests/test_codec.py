@@ -1,0 +1,210 @@
+"""Picture files to streams and back: sizes, modes, rate control, damage."""
+
+import binascii
+import math
+
+import numpy as np
+import pytest
+from conftest import draw
+from PIL import Image
+
+from goconv_tf import bitstream, codec, zoo
+from goconv_tf.errors import BitstreamError, CheckpointError, GoConvError, ImageError, ModelMismatchError, RateError
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 40), (17, 3), (31, 33), (150, 203)])
+@pytest.mark.parametrize("coder", ["tfc", "range-coder"])
+def test_any_size(model, size, coder):
+    picture = draw(*size)
+    result = codec.compress(model, picture, lmbda=0.02, entropy_coder=coder, reconstruct=True)
+    decoded = codec.decompress(model, result.data)
+    assert decoded.shape == picture.shape
+    np.testing.assert_array_equal(decoded, result.reconstruction)
+    assert result.bpp == 8 * len(result.data) / (size[0] * size[1])
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "P", "1", "CMYK", "YCbCr"])
+def test_modes_that_are_converted(tmp_path, mode):
+    path = tmp_path / "picture.tif"
+    image = Image.fromarray(draw(20, 30)).convert(mode)
+    image.save(path)
+    np.testing.assert_array_equal(codec.read_picture(str(path)), np.asarray(Image.open(path).convert("RGB")))
+
+
+def test_pictures_that_are_refused(tmp_path):
+    def save(image, name, **kwargs):
+        image.save(tmp_path / name, **kwargs)
+        return str(tmp_path / name)
+
+    rgb = Image.fromarray(draw(20, 30))
+    palette = rgb.convert("P")
+    (tmp_path / "text.png").write_text("no picture")
+    whole = open(save(rgb, "whole.png"), "rb").read()
+    (tmp_path / "cut.png").write_bytes(whole[: len(whole) // 2])
+    for path, message in (
+        (save(rgb.convert("RGBA"), "alpha.png"), "transparency"),
+        (save(rgb.convert("LA"), "la.png"), "transparency"),
+        (save(palette, "key.png", transparency=3), "transparency"),
+        (save(Image.fromarray(np.full((4, 4), 40000, np.uint16)), "deep.png"), "not supported"),
+        (str(tmp_path / "text.png"), "cannot be read"),
+        (str(tmp_path / "cut.png"), "cannot be read"),
+        (str(tmp_path / "missing.png"), "no such file"),
+        (str(tmp_path), "cannot be read"),
+    ):
+        with pytest.raises(ImageError, match=message) as error:
+            codec.read_picture(path)
+        assert "\n" not in str(error.value)
+    with pytest.raises(ImageError, match="limit"):
+        codec.read_picture(str(tmp_path / "whole.png"), max_pixels=599)
+
+
+def test_lambda_is_carried_exactly(model):
+    result = codec.compress(model, draw(40, 40), lmbda=0.0123456789)
+    stream = bitstream.unpack(result.data, 10**6)
+    assert bitstream.dequantize_lmbda(stream.lmbda_code) == result.lmbda == pytest.approx(0.0123456789, rel=1e-6)
+    for outside in (0.0009, 0.11):
+        with pytest.raises(RateError, match=r"outside the model's range, 0.001 to 0.1"):
+            codec.compress(model, draw(40, 40), lmbda=outside)
+
+
+def fake_coder(rate):
+    calls = []
+
+    def code(lmbda):
+        calls.append(lmbda)
+        return codec.Compressed(b"", lmbda, rate(lmbda), None, len(calls))
+
+    return code, calls
+
+
+@pytest.mark.parametrize(
+    "rate",
+    [
+        lambda lm: lm**0.5,
+        lambda lm: 0.02 + 3 * lm,
+        lambda lm: 0.01 + 0.3 * (1 + math.tanh(4 * (math.log10(lm) + 2))),
+        lambda lm: round(2000 * lm**0.45) / 2000,
+        lambda lm: lm**2 * 50 + 0.001,
+    ],
+)
+def test_rate_search_converges_within_twelve_codings(rate):
+    for share in np.linspace(0.01, 0.99, 25):
+        target = math.exp((1 - share) * math.log(rate(1e-3)) + share * math.log(rate(0.1)))
+        code, calls = fake_coder(rate)
+        assert abs(codec.search_rate(code, target, 1e-3, 0.1).bpp / target - 1) <= 0.01
+        assert len(calls) <= 12
+
+
+def test_rate_search_says_what_it_reaches():
+    code, calls = fake_coder(lambda lm: lm**0.5)
+    with pytest.raises(RateError, match=r"0.0316 to 0.3162 bpp"):
+        codec.search_rate(code, 0.5, 1e-3, 0.1)
+    assert len(calls) == 2
+    code, calls = fake_coder(lambda lm: 0.1 if lm < 0.02 else 0.3)
+    with pytest.raises(RateError, match="nearest"):
+        codec.search_rate(code, 0.2, 1e-3, 0.1)
+    assert len(calls) == 12
+    for bad in (0, -1, math.nan, math.inf):
+        with pytest.raises(RateError):
+            codec.search_rate(code, bad, 1e-3, 0.1)
+
+
+def test_target_rate_on_a_picture(model):
+    picture = draw(192, 160)
+    reach = [codec.compress(model, picture, lmbda=lm).bpp for lm in (0.001, 0.1)]
+    target = sum(reach) / 2
+    result = codec.compress(model, picture, target_bpp=target)
+    assert abs(result.bpp / target - 1) <= 0.01 and result.codings <= 12
+
+
+def resealed(data, change):
+    """The stream with its fields changed and its checksums right again: damage that only a hostile hand makes."""
+    stream = bitstream.unpack(data, 10**9)
+    change(stream)
+    return bitstream.pack(stream)
+
+
+def test_500_damaged_copies(model):
+    data = codec.compress(model, draw(96, 112), lmbda=0.05).data
+    rng = np.random.default_rng(0)
+    copies = []
+    for _ in range(150):  # a few bits flipped
+        copy = bytearray(data)
+        for position in rng.integers(0, len(data), rng.integers(1, 6)):
+            copy[position] ^= 1 << rng.integers(8)
+        copies.append(bytes(copy))
+    copies += [data[:n] for n in rng.integers(0, len(data), 100)]  # cut
+    copies += [data + rng.bytes(rng.integers(1, 50)) for _ in range(50)]  # extended
+    for _ in range(50):  # two stretches swapped
+        a, b, c, d = sorted(rng.choice(len(data), 4, replace=False))
+        copies.append(data[:a] + data[c:d] + data[b:c] + data[a:b] + data[d:])
+    copies += [rng.bytes(rng.integers(1, 500)) for _ in range(50)]  # foreign
+    copies += [data[:4] + rng.bytes(rng.integers(1, 500)) for _ in range(50)]
+
+    def random_section(stream):
+        k = rng.integers(len(stream.sections))
+        stream.sections[k] = rng.bytes(len(stream.sections[k]) + 1)
+
+    copies += [resealed(data, random_section) for _ in range(20)]
+    copies += [resealed(data, lambda s: s.sections.reverse()) for _ in range(5)]
+    copies += [resealed(data, lambda s: setattr(s, "sections", s.sections[: rng.integers(4)])) for _ in range(10)]
+    copies += [resealed(data, lambda s: setattr(s, "height", s.height + int(rng.integers(16, 99)))) for _ in range(10)]
+    copies += [resealed(data, lambda s: setattr(s, "checksum", int(rng.integers(2**32)))) for _ in range(5)]
+    damaged = [copy for copy in copies if copy != data]
+    assert len(damaged) >= 490 and len(copies) == 500
+    for copy in damaged:
+        with pytest.raises(GoConvError) as error:
+            codec.decompress(model, copy)
+        assert isinstance(error.value, BitstreamError) and "\n" not in str(error.value)
+
+
+def test_crc_is_the_one_the_format_names():
+    assert binascii.crc_hqx(b"123456789", 0) == 0x31C3  # CRC-16/XMODEM
+
+
+def test_streams_of_other_models_and_weights(model, model_dir, tmp_path):
+    data = codec.compress(model, draw(40, 40), lmbda=0.02).data
+    other = zoo.load_pretrained(model_dir, fold=False)
+    renamed = zoo.save_pretrained(other, str(tmp_path / "a"), "another-name")
+    stream = bitstream.unpack(data, 10**6)
+    with pytest.raises(ModelMismatchError, match="another model than another-name"):
+        codec.check_model(stream, renamed)
+    other.g_s[0].high.bias_parameter.assign_add([0.1] * 4)
+    changed = zoo.save_pretrained(other, str(tmp_path / "b"), "tiny-test")
+    with pytest.raises(ModelMismatchError, match="other weights"):
+        codec.check_model(stream, changed)
+
+
+def test_zoo_round_trip_in_both_precisions(model, model_dir, tmp_path):
+    source = zoo.load_pretrained(model_dir, fold=False)
+    picture = draw(64, 64)
+    same = zoo.save_pretrained(source, str(tmp_path / "same"), "tiny-test")
+    assert same.fingerprint == model.info.fingerprint
+    data = codec.compress(model, picture, lmbda=0.02).data
+    np.testing.assert_array_equal(codec.decompress(zoo.load_pretrained(same.path), data), codec.decompress(model, data))
+    half = zoo.save_pretrained(source, str(tmp_path / "half"), "tiny-test", dtype="float16")
+    loaded = zoo.load_pretrained(half.path)
+    result = codec.compress(loaded, picture, lmbda=0.02, reconstruct=True)
+    np.testing.assert_array_equal(codec.decompress(loaded, result.data), result.reconstruction)
+
+
+def test_damaged_model_folders(model_dir, tmp_path):
+    import os
+    import shutil
+
+    with pytest.raises(CheckpointError, match="no model 'nowhere'"):
+        zoo.find_model("nowhere")
+    with pytest.raises(CheckpointError, match=r"no config\.json"):
+        zoo.find_model(str(tmp_path))
+    copy = str(tmp_path / "copy")
+    for damage, message in (
+        (lambda: os.truncate(os.path.join(copy, zoo.WEIGHTS_FILE), 5000), "damaged"),
+        (lambda: os.remove(os.path.join(copy, zoo.WEIGHTS_FILE)), "cannot be read"),
+        (lambda: open(os.path.join(copy, zoo.CONFIG_FILE), "w").write("{}"), "cannot be read"),
+        (lambda: open(os.path.join(copy, zoo.CONFIG_FILE), "w").write('{"format": 99}'), "format 99"),
+    ):
+        shutil.copytree(model_dir, copy, dirs_exist_ok=True)
+        damage()
+        with pytest.raises(CheckpointError, match=message) as error:
+            zoo.load_pretrained(copy)
+        assert "\n" not in str(error.value)

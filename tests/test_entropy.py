@@ -1,0 +1,161 @@
+"""Tables and coders: exact round trips, sizes near the estimate, and no hanging on damage."""
+
+import math
+import time
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from goconv_tf.entropy import CODERS, CodingTable, Decoder, Encoder, FactorizedPrior, GaussianConditional, NoisyWalker, RoundingWalker
+from goconv_tf.errors import BitstreamError
+
+
+@pytest.fixture(scope="module")
+def conditional():
+    model = GaussianConditional()
+    model.build_table()
+    return model
+
+
+@pytest.fixture(scope="module")
+def prior():
+    tf.random.set_seed(1)
+    model = FactorizedPrior(3)
+    model.build_table()
+    return model
+
+
+@pytest.fixture(scope="module")
+def gaussian(conditional):
+    """(symbols, indexes, ideal bits) of 30,000 draws from normal distributions of many scales."""
+    rng = np.random.default_rng(0)
+    scale = np.exp(rng.normal(0, 1.7, 30_000)).astype(np.float32).clip(0.05, 200)
+    symbols = np.round(rng.normal(0, 1, scale.shape) * np.maximum(scale, 0.11)).astype(np.int32)
+    indexes = conditional.indexes(None, None, tf.constant(scale)).numpy()
+    bits = -np.log2(conditional.likelihood(tf.constant(symbols, tf.float32), tf.zeros_like(scale), tf.constant(scale))).sum()
+    return symbols, indexes, float(bits)
+
+
+@pytest.mark.parametrize("name", CODERS)
+def test_round_trip_near_the_estimate(name, conditional, gaussian):
+    symbols, indexes, bits = gaussian
+    string = CODERS[name].encode(symbols, indexes, conditional.table)
+    np.testing.assert_array_equal(CODERS[name].decode(string, indexes, conditional.table), symbols)
+    assert 0.999 * bits <= 8 * len(string) <= 1.01 * bits
+
+
+def test_coders_agree_in_size(conditional, gaussian):
+    symbols, indexes, _ = gaussian
+    sizes = [len(coder.encode(symbols, indexes, conditional.table)) for coder in CODERS.values()]
+    assert max(sizes) < 1.005 * min(sizes)
+
+
+@pytest.mark.parametrize("name", CODERS)
+def test_symbols_outside_the_table(name, conditional):
+    rng = np.random.default_rng(1)
+    indexes = rng.integers(0, 64, 500).astype(np.int32)
+    symbols = rng.integers(-5, 6, 500).astype(np.int32)
+    escape, offset = conditional.table.escape[indexes], conditional.table.offset[indexes]
+    symbols[:40] = rng.integers(-(2**20), 2**20, 40)
+    symbols[40:60] = (escape + offset)[40:60]  # just above the last one in the table
+    symbols[60:80] = (offset - 1)[60:80]  # just below the first
+    symbols[80:100] = (escape + offset - 1)[80:100]  # the last one
+    symbols[100:102] = [-(2**20), 2**20]
+    string = CODERS[name].encode(symbols, indexes, conditional.table)
+    np.testing.assert_array_equal(CODERS[name].decode(string, indexes, conditional.table), symbols)
+
+
+@pytest.mark.parametrize("name", CODERS)
+@pytest.mark.parametrize("count", [0, 1])
+def test_hardly_anything_to_code(name, count, conditional):
+    symbols, indexes = np.full(count, 3, np.int32), np.full(count, 20, np.int32)
+    string = CODERS[name].encode(symbols, indexes, conditional.table)
+    np.testing.assert_array_equal(CODERS[name].decode(string, indexes, conditional.table), symbols)
+
+
+@pytest.mark.parametrize("name", CODERS)
+def test_damaged_strings_end_quickly(name, conditional, gaussian):
+    symbols, indexes, _ = gaussian
+    string = CODERS[name].encode(symbols, indexes, conditional.table)
+    rng = np.random.default_rng(2)
+    damaged = [b"", string[:10], string[: len(string) // 2], string + b"tail", bytes(1000), b"\xff" * 3000]
+    damaged += [rng.integers(0, 256, rng.integers(1, 5000), dtype=np.uint8).tobytes() for _ in range(10)]
+    begin = time.time()
+    for data in damaged:
+        try:
+            decoded = CODERS[name].decode(data, indexes, conditional.table)
+        except BitstreamError:
+            continue
+        assert decoded.shape == symbols.shape
+    assert time.time() - begin < 60
+
+
+def test_scale_table_and_indexes(conditional):
+    table = conditional.scale_table
+    np.testing.assert_allclose(table, np.exp(np.linspace(np.log(0.11), np.log(256), 64)), rtol=1e-6)
+    scale = tf.constant([-3.0, 0.0, 0.11, 0.1101, table[10], table[10] * 1.0001, 256.0, 1e9])
+    np.testing.assert_array_equal(conditional.indexes(None, None, scale), [0, 0, 0, 1, 10, 11, 63, 63])
+
+
+def test_gaussian_likelihood(conditional):
+    def normal_cdf(x):
+        return 0.5 * math.erfc(-x / math.sqrt(2))
+
+    for value, mean, scale in ((0.0, 0.2, 0.05), (3.0, 1.5, 2.0), (-7.0, 0.0, 3.0), (1.0, 0.4, 0.11)):
+        bounded = max(scale, 0.11)
+        expected = normal_cdf((value + 0.5 - mean) / bounded) - normal_cdf((value - 0.5 - mean) / bounded)
+        actual = conditional.likelihood(tf.constant([value]), tf.constant([mean]), tf.constant([scale]))[0]
+        np.testing.assert_allclose(actual, max(expected, 1e-9), rtol=1e-3)
+    assert float(conditional.likelihood(tf.constant([1e6]), tf.constant([0.0]), tf.constant([1.0]))[0]) == pytest.approx(1e-9)
+
+
+def test_gradient_through_the_lower_bound(conditional):
+    scale = tf.Variable([0.01])
+    with tf.GradientTape() as tape:
+        # A value far from the mean wants a larger scale: the gradient must pass the bound.
+        bits = -tf.math.log(conditional.likelihood(tf.constant([0.9]), tf.constant([0.0]), scale))
+    assert tape.gradient(bits, scale).numpy()[0] < 0
+
+
+def test_factorized_table_matches_its_density(prior):
+    values = tf.range(-400.0, 401.0)[None, None, :, None] + prior.quantization_offset
+    probability = prior.likelihood(values).numpy()[0, 0]
+    assert np.allclose(probability.sum(0), 1, atol=1e-2)
+    for channel, row in enumerate(prior.table.rows[:3]):
+        first = prior.table.offset[channel] + 400
+        frequencies = np.diff(row)[:-1] / 65536
+        np.testing.assert_allclose(frequencies, probability[first : first + len(frequencies), channel], atol=2e-3)
+
+
+def test_table_survives_storage(conditional, gaussian):
+    symbols, indexes, _ = gaussian
+    copy = CodingTable(conditional.table.cdf.copy(), conditional.table.offset.copy())
+    coder = CODERS["tfc"]
+    assert coder.encode(symbols, indexes, copy) == coder.encode(symbols, indexes, conditional.table)
+
+
+@pytest.mark.parametrize("name", CODERS)
+def test_walkers_agree(name, prior, conditional):
+    """Rounding, encoding and decoding give identical values; training adds noise in [-0.5, 0.5)."""
+    rng = np.random.default_rng(3)
+    latents = {"z": tf.constant(rng.normal(0, 4, (1, 3, 4, 3)), tf.float32), "y": tf.constant(rng.normal(0, 9, (1, 5, 2, 6)), tf.float32)}
+    mean, scale = (tf.constant(rng.normal(0, 2, (1, 5, 2, 6)), tf.float32) for _ in range(2))
+
+    def walk(walker):
+        return walker("z", prior), walker("y", conditional, mean, scale)
+
+    rounding, encoder = RoundingWalker(latents), Encoder(latents, CODERS[name])
+    expected = walk(rounding)
+    encoded = walk(encoder)
+    decoder = Decoder(encoder.strings, {"z": (3, 4, 3), "y": (5, 2, 6)}, CODERS[name])
+    decoded = walk(decoder)
+    for a, b, c in zip(expected, encoded, decoded):
+        np.testing.assert_array_equal(a, b)
+        np.testing.assert_array_equal(a, c)
+    assert encoder.checksum == decoder.checksum
+    np.testing.assert_allclose(expected[1] - mean, tf.round(latents["y"] - mean), atol=1e-5)
+    noisy = walk(NoisyWalker(latents, tf.constant([1, 2])))
+    noise = np.concatenate([(a - latents[key]).numpy().ravel() for key, a in zip("zy", noisy)])
+    assert noise.min() >= -0.5 and noise.max() <= 0.5 and 0.2 < noise.std() < 0.4
+    assert list(rounding.likelihoods) == list(encoder.strings) == ["z", "y"]

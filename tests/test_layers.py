@@ -1,0 +1,274 @@
+"""The layers against computations in NumPy that share no code with them."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+import tensorflow_compression as tfc
+
+from goconv_tf.layers import (
+    GDN,
+    GoConv2D,
+    GoConv2DTranspose,
+    ModulatedGoConv2D,
+    ModulatedGoConv2DTranspose,
+    OctaveTensor,
+    RDFTKernel,
+    ScalingNet,
+    SignalConv2D,
+)
+
+
+def correlate(x, kernel, stride):
+    """Zero-padded "same" correlation; output k is centred on input k * stride."""
+    size = kernel.shape[0]
+    half = size // 2
+    out = np.zeros((x.shape[0], -(-x.shape[1] // stride), -(-x.shape[2] // stride), kernel.shape[3]))
+    padded = np.pad(x, [(0, 0), (half, half), (half, half), (0, 0)])
+    for i in range(out.shape[1]):
+        for j in range(out.shape[2]):
+            window = padded[:, i * stride : i * stride + size, j * stride : j * stride + size]
+            out[:, i, j] = np.einsum("bhwi,hwio->bo", window, kernel)
+    return out
+
+
+def scatter(x, kernel, stride):
+    """Transposed convolution: every input sample adds the kernel around its place in the output."""
+    size = kernel.shape[0]
+    half = size // 2
+    height, width = x.shape[1] * stride, x.shape[2] * stride
+    out = np.zeros((x.shape[0], height + 2 * size, width + 2 * size, kernel.shape[3]))
+    for i in range(x.shape[1]):
+        for j in range(x.shape[2]):
+            a, b = i * stride + size - half, j * stride + size - half
+            out[:, a : a + size, b : b + size] += np.einsum("bi,hwio->bhwo", x[:, i, j], kernel)
+    return out[:, size : size + height, size : size + width]
+
+
+def leaky(x):
+    return np.where(x > 0, x, 0.2 * x)
+
+
+def gdn(x, layer, inverse=False):
+    pool = np.sqrt(layer.beta().numpy() + np.square(x) @ layer.gamma().numpy())
+    return x * pool if inverse else x / pool
+
+
+def path(layer, name, x, factors=None):
+    """One path of a layer: its convolution, its factors, its activation."""
+    conv = getattr(layer, name)
+    up = name == "up" or (name in ("high", "low") and isinstance(layer, GoConv2DTranspose))
+    stride = 2 if name in ("up", "down") else layer.strides
+    y = (scatter if up else correlate)(x, conv.kernel.numpy(), stride)
+    y = y + (conv.bias.numpy() if conv.use_bias else 0)
+    y = y * (1 if factors is None else factors[name])
+    activation = getattr(layer, f"{name}_activation")
+    if activation is None:
+        return y
+    return gdn(y, activation, activation.inverse) if isinstance(activation, GDN) else leaky(y)
+
+
+def equation(layer, x_high, x_low=None, factors=None):
+    """Eq. 1 and 2 of arXiv 2009.13074, (Y_H, Y_L)."""
+    y_hh = path(layer, "high", x_high, factors)
+    y_high, y_low = y_hh, 0.0
+    if x_low is not None:
+        y_ll = path(layer, "low", x_low, factors)[:, : (y_hh.shape[1] + 1) // 2, : (y_hh.shape[2] + 1) // 2]
+        y_high = y_hh + path(layer, "up", y_ll, factors)[:, : y_hh.shape[1], : y_hh.shape[2]]
+        y_low = y_ll
+    if layer.filters_low:
+        y_low = y_low + path(layer, "down", y_hh, factors)
+    return y_high, y_low
+
+
+def random_biases(layer):
+    for variable in layer.trainable_variables:
+        if "bias" in variable.name:
+            variable.assign(tf.random.stateless_normal(variable.shape, [1, len(variable.name)]))
+
+
+def pair(height, width, high=3, low=2):
+    rng = np.random.default_rng(height * 100 + width)
+    return OctaveTensor(
+        rng.normal(size=(2, height, width, high)).astype(np.float32),
+        rng.normal(size=(2, (height + 1) // 2, (width + 1) // 2, low)).astype(np.float32),
+    )
+
+
+@pytest.mark.parametrize("kind", [GoConv2D, GoConv2DTranspose])
+@pytest.mark.parametrize("strides", [1, 2])
+@pytest.mark.parametrize(("alpha", "activation", "size"), [(0.5, "gdn", (8, 6)), (0.25, "leaky_relu", (7, 9)), (0.5, "igdn", (5, 4)), (0, None, (6, 5))])
+def test_octave_equations(kind, strides, alpha, activation, size):
+    layer = kind(8, 5, strides, alpha, activation)
+    x = pair(*size)
+    layer(x)
+    random_biases(layer)
+    y = layer(x)
+    y_high, y_low = equation(layer, *x)
+    np.testing.assert_allclose(y.high if alpha else y, y_high, atol=2e-4)
+    if alpha:
+        np.testing.assert_allclose(y.low, y_low, atol=2e-4)
+    assert layer.compute_output_shape([tf.TensorShape(t.shape) for t in x]) == tf.nest.map_structure(lambda t: t.shape, y)
+
+
+@pytest.mark.parametrize("kind", [GoConv2D, GoConv2DTranspose])
+def test_first_layer_takes_one_tensor(kind):
+    layer = kind(6, 5, 2, 1 / 3, "gdn")
+    x = pair(9, 8).high
+    y = layer(x)
+    y_high, y_low = equation(layer, x)
+    np.testing.assert_allclose(y.high, y_high, atol=1e-4)
+    np.testing.assert_allclose(y.low, y_low, atol=1e-4)
+    assert (y.high.shape[-1], y.low.shape[-1]) == (4, 2)
+
+
+@pytest.mark.parametrize("kind", [ModulatedGoConv2D, ModulatedGoConv2DTranspose])
+def test_modulation_multiplies_each_path_before_its_activation(kind):
+    layer = kind(6, 5, 2, 0.5, "gdn" if kind is ModulatedGoConv2D else "igdn")
+    x, lmbda = pair(6, 7), np.array([0.001, 0.2], np.float32)
+    layer(x, lmbda)
+    random_biases(layer)
+    factors = {name: getattr(layer, f"{name}_scaling")(lmbda).numpy() for name in ("high", "low", "up", "down")}
+    assert all(np.abs(f[0] - f[1]).max() > 1e-4 and f.min() > 0 for f in factors.values())
+    y = layer(x, lmbda)
+    y_high, y_low = equation(layer, *x, factors)
+    np.testing.assert_allclose(y.high, y_high, atol=1e-4)
+    np.testing.assert_allclose(y.low, y_low, atol=1e-4)
+
+
+def test_which_path_feeds_which():
+    """Y_L hears X_H only through `down` of Y_HH, and Y_H hears X_L only through `up` of Y_LL."""
+    layer = GoConv2D(4, 3, activation="leaky_relu")
+    x = pair(8, 8, 2, 2)
+    layer(x)
+    for silent, unmoved, moved in (("down", 0, "low"), ("up", 1, "high")):
+        saved = [v.numpy() for v in getattr(layer, silent).variables]
+        for v in getattr(layer, silent).variables:
+            v.assign(tf.zeros_like(v))
+        other = [tf.identity(t) for t in x]
+        other[unmoved] = other[unmoved] + 1.0
+        same, changed = ("low", "high") if silent == "down" else ("high", "low")
+        a, b = layer(x), layer(OctaveTensor(*other))
+        np.testing.assert_array_equal(getattr(a, same), getattr(b, same))
+        assert np.abs(getattr(a, changed) - getattr(b, changed)).max() > 1e-3
+        for v, value in zip(getattr(layer, silent).variables, saved):
+            v.assign(value)
+        a, b = layer(x), layer(OctaveTensor(*other))
+        assert np.abs(getattr(a, moved) - getattr(b, moved)).max() > 1e-3
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 5), (2, 3), (17, 31)])
+def test_odd_sizes_stay_in_step(size):
+    y = GoConv2D(4, 5, 2)(np.ones((1, *size, 3), np.float32))
+    z = GoConv2DTranspose(4, 5, 2)(y)
+    for t in (y, z):
+        assert t.low.shape[1:3] == [(n + 1) // 2 for n in t.high.shape[1:3]]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [dict(alpha=1.0), dict(alpha=-0.1), dict(strides=3), dict(activation="no-such"), dict(filters=0), dict(filters=2, alpha=0.1), dict(kernel_parameter="x")],
+)
+def test_bad_arguments_say_so(arguments):
+    with pytest.raises(ValueError, match=r"alpha|strides|activation|filters|kernel_parameter"):
+        GoConv2D(**{"filters": 8, "kernel_size": 3, **arguments})(np.ones((1, 4, 4, 3), np.float32))
+
+
+def test_mismatched_pair_says_so():
+    with pytest.raises(ValueError, match="low-frequency width must be 4"):
+        GoConv2D(4, 3)([np.ones((1, 8, 8, 2), np.float32), np.ones((1, 4, 5, 2), np.float32)])
+
+
+@pytest.mark.parametrize("activation", ["gdn", tf.keras.layers.PReLU, lambda: tf.keras.layers.ReLU(6.0), lambda: tf.nn.relu, None])
+def test_config_round_trip(activation):
+    layer = ModulatedGoConv2DTranspose(6, 5, 2, 0.25, activation, use_bias=False, kernel_parameter="variable", inter_kernel_size=5)
+    config = layer.get_config()
+    clone = ModulatedGoConv2DTranspose.from_config(config)
+    x = pair(4, 4)
+    y = layer(x, 0.01)
+    clone(x, 0.01)
+    clone.set_weights(layer.get_weights())
+    np.testing.assert_array_equal(clone(x, 0.01).high, y.high)
+    assert clone.get_config() == config
+
+
+@pytest.mark.parametrize("extension", [".keras", ""])
+def test_saved_inside_a_keras_model(tmp_path, extension):
+    image, lmbda = tf.keras.Input([16, 16, 3]), tf.keras.Input([])
+    x = ModulatedGoConv2D(6, 5, 2, activation="gdn")(image, lmbda)
+    x = GoConv2D(4, 3, activation=tf.keras.layers.PReLU)(x)
+    x = GoConv2DTranspose(3, 5, 2, alpha=0)(x)
+    model = tf.keras.Model([image, lmbda], x)
+    model.compile("adam", "mse")
+    inputs = [np.random.default_rng(0).normal(size=(2, 16, 16, 3)), np.array([0.1, 0.2])]
+    model.fit(inputs, inputs[0], verbose=0)
+    path = str(tmp_path / f"model{extension}")
+    model.save(path)
+    np.testing.assert_allclose(tf.keras.models.load_model(path).predict(inputs, verbose=0), model.predict(inputs, verbose=0), atol=1e-6)
+
+
+def test_mixed_precision():
+    tf.keras.mixed_precision.set_global_policy("mixed_bfloat16")
+    try:
+        layer = ModulatedGoConv2D(8, 5, 2, activation="gdn")
+        y = layer(np.ones((1, 8, 8, 3), np.float32), tf.constant([0.01]))
+        last = GoConv2DTranspose(3, 5, 2, alpha=0)(y)
+    finally:
+        tf.keras.mixed_precision.set_global_policy("float32")
+    assert y.high.dtype == last.dtype == tf.bfloat16
+    assert all(v.dtype == tf.float32 for v in layer.variables)
+    assert np.isfinite(tf.cast(last, tf.float32)).all()
+
+
+@pytest.mark.parametrize("kernel_size", [1, 2, 3, 5])
+@pytest.mark.parametrize("strides", [1, 2])
+@pytest.mark.parametrize("transpose", [False, True])
+def test_convolution_equals_tfc(kernel_size, strides, transpose):
+    layer = SignalConv2D(4, kernel_size, strides, transpose)
+    for size in ((8, 9), (1, 3)):
+        x = tf.random.stateless_normal([2, *size, 3], [1, 2])
+        np.testing.assert_allclose(layer(x), tfc.SignalConv2D.call(layer, x), atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(5, 5, 3, 4), (3, 3, 2, 2), (2, 4, 1, 3), (1, 1, 3, 3)])
+def test_rdft_kernel(shape):
+    kernel = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+    parameter = RDFTKernel(kernel)
+    np.testing.assert_allclose(parameter(), kernel, atol=1e-6)
+    np.testing.assert_allclose(tf.norm(parameter.rdft), np.linalg.norm(kernel), rtol=1e-5)
+    # The first coefficient is the kernel's sum, scaled to unit length.
+    np.testing.assert_allclose(parameter.rdft[0], kernel.sum((0, 1)).ravel() / np.sqrt(shape[0] * shape[1]), rtol=1e-4, atol=1e-5)
+    # Power per frequency is that of an FFT.
+    if shape[0] == shape[1] == 3:
+        power = np.abs(np.fft.fft2(kernel, axes=(0, 1), norm="ortho")) ** 2
+        np.testing.assert_allclose(np.square(parameter.rdft[1]) + np.square(parameter.rdft[2]), (power[0, 1] + power[0, 2]).ravel(), rtol=1e-4)
+
+
+@pytest.mark.parametrize("inverse", [False, True])
+def test_gdn_equals_tfc(inverse):
+    x = tf.random.stateless_normal([2, 5, 6, 4], [3, 4])
+    ours, theirs = GDN(inverse), tfc.GDN(inverse, alpha_parameter=2, epsilon_parameter=0.5)
+    ours(x), theirs(x)
+    for parameter in ("beta", "gamma"):
+        value = tf.random.stateless_uniform(getattr(ours, parameter).variable.shape, [5, 6], 0.1, 1.0)
+        getattr(ours, parameter).variable.assign(value)
+        getattr(theirs, f"{parameter}_parameter").variable.assign(value)
+    np.testing.assert_allclose(ours(x), theirs(x), rtol=1e-5)
+
+
+def test_folding_changes_nothing():
+    layer = SignalConv2D(4, 5, 2)
+    x = tf.random.stateless_normal([1, 8, 8, 3], [1, 2])
+    before = layer(x)
+    layer.fold()
+    np.testing.assert_array_equal(layer(x), before)
+    layer.kernel_parameter.rdft.assign(0 * layer.kernel_parameter.rdft)
+    np.testing.assert_array_equal(layer(x), before)
+
+
+def test_scaling_net_starts_near_one_and_is_positive():
+    net = ScalingNet(5)
+    factors = net(np.array([1e-6, 1e-3, 0.5], np.float32)).numpy()
+    assert factors.shape == (3, 1, 1, 5)
+    assert 0.3 < factors.min() and factors.max() < 2.0
+    net.factors.bias.assign(tf.fill([5], -30.0))
+    assert net(0.01).numpy().min() > 0

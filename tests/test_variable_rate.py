@@ -1,0 +1,160 @@
+"""The variable-rate model: one walk for every mode, and what depends on what."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from conftest import draw, lively
+
+from goconv_tf import presets, zoo
+from goconv_tf.entropy import CODERS, Decoder, Encoder, RoundingWalker
+from goconv_tf.errors import BitstreamError, ModelMismatchError
+from goconv_tf.models import VariableRate, named_weights
+
+
+def test_estimate_and_file_agree(model):
+    x = draw(192, 256)
+    for lmbda in (0.002, 0.05):
+        estimate = model.estimate(tf.constant(x)[None], tf.constant([lmbda]))
+        coded = model.compress(x, lmbda, reconstruct=True)
+        for name, string in coded.strings.items():
+            assert 8 * len(string) == pytest.approx(float(estimate.rates[name][0]), rel=0.05, abs=40)
+        total = 8 * sum(map(len, coded.strings.values()))
+        assert total == pytest.approx(sum(float(r[0]) for r in estimate.rates.values()), rel=0.02)
+        exact = np.round(np.clip(estimate.reconstruction[0], 0, 255)).astype(int)
+        assert np.abs(exact - coded.reconstruction).max() <= 1
+
+
+@pytest.mark.parametrize("coder", CODERS)
+@pytest.mark.parametrize("size", [(16, 16), (16, 144), (176, 80), (304, 208)])
+def test_decompress_gives_the_encoders_picture(model, coder, size):
+    coded = model.compress(draw(*size), 0.02, coder, reconstruct=True)
+    assert list(coded.strings) == ["z_low", "z_high", "y_low", "y_high"]
+    picture = model.decompress(coded.strings, coded.checksum, *size, 0.02, coder)
+    np.testing.assert_array_equal(picture, coded.reconstruction)
+    assert picture.shape == (*size, 3) and picture.dtype == np.uint8
+
+
+def test_wrong_checksum_is_noticed(model):
+    coded = model.compress(draw(64, 64), 0.02)
+    with pytest.raises(ModelMismatchError, match="entropy parameters differ"):
+        model.decompress(coded.strings, coded.checksum ^ 1, 64, 64, 0.02)
+
+
+def test_other_entropy_parameters_do_not_pass(model_dir):
+    """One weight of the hyper synthesis changed by a little: the decoder must notice, not show a wrong picture."""
+    a, b = zoo.load_pretrained(model_dir), zoo.load_pretrained(model_dir, fold=False)
+    bias = b.h_s[-1].low.bias_parameter
+    bias.assign(bias + 0.5)
+    coded = a.compress(draw(128, 128), 0.02)
+    with pytest.raises(BitstreamError):
+        b.decompress(coded.strings, coded.checksum, 128, 128, 0.02)
+
+
+def latents_of(model, size=(128, 160)):
+    return model.analysis(tf.constant(draw(*size))[None], tf.constant([0.02]))
+
+
+class Recorder(RoundingWalker):
+    """Notes the parameters each latent was visited with."""
+
+    def __init__(self, latents):
+        super().__init__(latents)
+        self.parameters = {}
+
+    def __call__(self, name, entropy_model, *parameters):
+        self.parameters[name] = [p.numpy() for p in parameters]
+        return super().__call__(name, entropy_model, *parameters)
+
+
+@pytest.mark.parametrize(
+    ("changed", "heard_by"),
+    [("z_low", {"y_low", "y_high"}), ("z_high", {"y_low", "y_high"}), ("y_low", {"y_high"}), ("y_high", set())],
+)
+def test_which_latent_conditions_which(model, changed, heard_by):
+    latents = latents_of(model)
+    before, after = Recorder(latents), Recorder({**latents, changed: latents[changed] + 3.0})
+    model.walk(before)
+    model.walk(after)
+    for name in model.latent_names:
+        moved = any(np.abs(a - b).max() > 1e-6 for a, b in zip(before.parameters[name], after.parameters[name]))
+        assert moved == (name in heard_by), name
+
+
+def test_latent_shapes(model):
+    for size in ((16, 16), (16, 32), (48, 80), (208, 336)):
+        latents = latents_of(model, size)
+        shapes = model.latent_shapes(*size)
+        assert {name: tuple(t.shape[1:]) for name, t in latents.items()} == shapes
+
+
+def test_lambda_modulates_encoder_and_decoder_but_not_the_hyper_networks(model):
+    x = tf.constant(draw(64, 64))[None]
+    a, b = (model.analysis(x, tf.constant([lm])) for lm in (0.001, 0.1))
+    assert np.abs(a["y_high"] - b["y_high"]).max() > 1e-3
+    latents = model.walk(RoundingWalker(a))
+    assert np.abs(model.synthesis(latents, tf.constant([0.001])) - model.synthesis(latents, tf.constant([0.1]))).max() > 1e-3
+    names = {name for name in named_weights(model) if "scaling" in name}
+    assert {name.split("/")[0] for name in names} == {"g_a", "g_s"}
+    # 4 paths a layer, less `low` and `up` of the first (one input) and `down` of the last (one output).
+    assert len(names) == 4 * (4 * 8 - 3)
+
+
+def test_tf_function_of_the_loss_has_a_gradient_for_every_weight():
+    model = lively(zoo.new_model(presets.get_preset("variable_rate", "tiny")))
+    variables = model.trainable_variables
+
+    @tf.function
+    def gradients(x):
+        with tf.GradientTape() as tape:
+            loss, metrics = model.loss_fn(x, tf.constant([0.01, 0.1]), tf.constant([1, 2]), tf.constant(0))
+        return loss, metrics, tape.gradient(loss, variables)
+
+    x = tf.constant(np.stack([draw(128, 128, 1), draw(128, 128, 2)]))
+    loss, metrics, values = gradients(x)
+    assert np.isfinite(loss) and all(v is not None for v in values)
+    silent = [v.name for v, g in zip(variables, values) if not np.abs(g).max() > 0]
+    assert not silent
+    # The same loss again from its parts: R + lambda D, each in its unit.
+    assert float(metrics["bpp"]) == pytest.approx(sum(float(metrics[f"bpp_{n}"]) for n in model.latent_names), rel=1e-5)
+    again = model.loss_fn(x, tf.constant([0.0, 0.0]), tf.constant([1, 2]), tf.constant(0))
+    assert float(again[1]["mse"]) != pytest.approx(float(metrics["mse"]), rel=1e-6)  # lambda 0 modulates otherwise
+
+
+def test_loss_arithmetic():
+    """R + lambda * D on numbers computed by hand from the model's own parts."""
+    model = lively(zoo.new_model(presets.get_preset("variable_rate", "tiny")))
+    x = tf.constant(draw(176, 176))[None]
+    lmbda = tf.constant([0.02])
+    _, plain = model.loss_fn(x, lmbda, tf.constant([5, 6]), tf.constant(0))
+    loss, _ = model.loss_fn(x, lmbda, tf.constant([5, 6]), tf.constant(0))
+    assert float(loss) == pytest.approx(float(plain["bpp"] + 0.02 * plain["mse"]), rel=1e-5)
+    model.distortion = "mix"
+    mixed, metrics = model.loss_fn(x, lmbda, tf.constant([5, 6]), tf.constant(0))
+    rest = (float(mixed) - float(metrics["bpp"])) / 0.02 - 0.9 * float(metrics["mse"])
+    assert 0 < rest < 0.1 * 255**2 * 2  # 255^2 * 0.1 * (1 - MS-SSIM), MS-SSIM in [-1, 1]
+
+
+def test_presets_build_what_the_papers_say():
+    paper = presets.get_preset("variable_rate", "paper")
+    assert (paper.filters, paper.latents, paper.hyper_width, paper.estimation_widths) == (448, 448, 288, (640, 512))
+    assert presets.get_preset("variable_rate", "base").latents == 192
+    small = presets.get_preset("variable_rate", "small")
+    assert (small.filters, small.latents) == (64, 192)
+    model = VariableRate(dataclasses.replace(paper, filters=16, latents=24))
+    model.build_weights()
+    assert [layer.strides for layer in model.g_a + model.g_s] == [2] * 8
+    assert [layer.filters for layer in model.g_a + model.g_s + model.h_a + model.h_s] == [16, 16, 16, 24, 16, 16, 16, 3, 16, 16, 16, 16, 288, 48]
+    assert [layer.kernel_size for layer in model.h_a + model.h_s] == [3, 5, 5, 5, 5, 3]
+    assert not any(conv.use_bias for conv in (model.h_a[-1].high, model.h_a[-1].down, model.f_pe[-1]))
+
+
+def test_encoder_and_decoder_share_compiled_functions(model):
+    coded = Encoder(latents_of(model), CODERS["tfc"])
+    model.walk(coded)
+    stages = dict(model._stages)
+    decoder = Decoder(coded.strings, model.latent_shapes(128, 160), CODERS["tfc"])
+    model.walk(decoder)
+    assert model._stages == stages and decoder.checksum == coded.checksum
+    assert all(f.experimental_get_tracing_count() == 1 for f in stages.values())
