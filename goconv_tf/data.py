@@ -88,10 +88,10 @@ class PatchSource:
         return picture
 
     def __call__(self, step):
-        """(patches uint8 [batch, patch, patch, 3], lambdas float32 [batch], noise seed int32 [2]) of a step."""
+        """(patches uint8 [batch, patch, patch, 3], lambdas float32 [batch], noise seeds int32 [batch, 2]) of a step."""
         rng = np.random.default_rng([self.seed, int(step)])
         lambdas = rng.choice(self.lambdas, self.batch)
-        noise = rng.integers(2**30, size=2).astype(np.int32)
+        noise = rng.integers(2**30, size=(self.batch, 2)).astype(np.int32)
         patches = np.empty((self.batch, self.patch, self.patch, 3), np.uint8)
         for i in range(self.batch):
             picture = self._picture(self.paths[rng.integers(len(self.paths))])
@@ -101,15 +101,18 @@ class PatchSource:
         return patches, lambdas, noise
 
     def dataset(self, start):
-        """tf.data.Dataset of (patches, lambdas, noise seed, step), endless, from step `start` on."""
+        """tf.data.Dataset of (patches, lambdas, noise seeds, step [batch]), endless, from step `start` on.
+
+        All have a batch axis, so that a strategy can split them over devices.
+        """
         import tensorflow as tf
 
         def draw(step):
             x, lmbda, noise = tf.numpy_function(self, [step], [tf.uint8, tf.float32, tf.int32], stateful=False)
             x.set_shape([self.batch, self.patch, self.patch, 3])
             lmbda.set_shape([self.batch])
-            noise.set_shape([2])
-            return x, lmbda, noise, tf.cast(step, tf.int32)
+            noise.set_shape([self.batch, 2])
+            return x, lmbda, noise, tf.fill([self.batch], tf.cast(step, tf.int32))
 
         steps = tf.data.Dataset.counter(start=start, dtype=tf.int64)
         return steps.map(draw, num_parallel_calls=2, deterministic=True).prefetch(4)

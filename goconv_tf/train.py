@@ -28,6 +28,9 @@ flags.DEFINE_list("lambdas", _DEFAULT_LAMBDAS, "Lagrangians; one is drawn for ev
 flags.DEFINE_enum(
     "distortion", "mse", ["mse", "mix"], "D of the loss: MSE, or the paper's 0.9 MSE + 0.1 (1 - MS-SSIM) (patches of 176 pixels at least)."
 )
+flags.DEFINE_float(
+    "balance", 0.0, "Weigh samples by lambda^-balance; 0 as in the papers, 0.5 for equal say of all rates.", lower_bound=0.0, upper_bound=1.0
+)
 flags.DEFINE_integer("patchsize", 256, "Side of the training patches in pixels; a multiple of 16.", lower_bound=16)
 flags.DEFINE_integer("batchsize", 8, "Patches a step, over all devices together.", lower_bound=1)
 flags.DEFINE_float("lr", 1e-4, "Learning rate of Adam.", lower_bound=0.0)

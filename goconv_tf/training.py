@@ -29,6 +29,7 @@ class Options:
     num_latents: int = 0
     lambdas: Tuple[float, ...] = ()
     distortion: str = "mse"
+    balance: float = 0.0
     patchsize: int = 256
     batchsize: int = 8
     lr: float = 1e-4
@@ -278,6 +279,8 @@ def train(options: Options):
         for key in ("model", "preset", "num_filters", "num_latents"):
             if run.get(key, 0) != getattr(options, key):
                 raise UsageError(f"{folder} holds a run with {key} {run.get(key)}, not {getattr(options, key)}")
+        if bool(run["ema"]) != bool(options.ema):
+            raise UsageError(f"{folder} holds a run {'with' if run['ema'] else 'without'} averaged weights: --ema cannot be turned on or off")
     with open(run_path, "w", encoding="utf-8") as f:
         json.dump(dataclasses.asdict(options), f, indent=1)
 
@@ -295,7 +298,7 @@ def train(options: Options):
                 raise UsageError(f"--warm_start {options.warm_start}: other widths than this run's: {warm.config} against {config}")
             for target, value in zip(model.variables, warm.variables):
                 target.assign(value)
-        model.distortion = options.distortion
+        model.distortion, model.balance = options.distortion, options.balance
         optimizer = make_optimizer(options)
         optimizer.build(model.trainable_variables)
         model.compile(optimizer=optimizer)

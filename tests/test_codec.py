@@ -2,6 +2,9 @@
 
 import binascii
 import math
+import os
+import pathlib
+import shutil
 
 import numpy as np
 import pytest
@@ -39,7 +42,8 @@ def test_pictures_that_are_refused(tmp_path):
     rgb = Image.fromarray(draw(20, 30))
     palette = rgb.convert("P")
     (tmp_path / "text.png").write_text("no picture")
-    whole = open(save(rgb, "whole.png"), "rb").read()
+    save(rgb, "whole.png")
+    whole = (tmp_path / "whole.png").read_bytes()
     (tmp_path / "cut.png").write_bytes(whole[: len(whole) // 2])
     for path, message in (
         (save(rgb.convert("RGBA"), "alpha.png"), "transparency"),
@@ -189,9 +193,6 @@ def test_zoo_round_trip_in_both_precisions(model, model_dir, tmp_path):
 
 
 def test_damaged_model_folders(model_dir, tmp_path):
-    import os
-    import shutil
-
     with pytest.raises(CheckpointError, match="no model 'nowhere'"):
         zoo.find_model("nowhere")
     with pytest.raises(CheckpointError, match=r"no config\.json"):
@@ -200,8 +201,8 @@ def test_damaged_model_folders(model_dir, tmp_path):
     for damage, message in (
         (lambda: os.truncate(os.path.join(copy, zoo.WEIGHTS_FILE), 5000), "damaged"),
         (lambda: os.remove(os.path.join(copy, zoo.WEIGHTS_FILE)), "cannot be read"),
-        (lambda: open(os.path.join(copy, zoo.CONFIG_FILE), "w").write("{}"), "cannot be read"),
-        (lambda: open(os.path.join(copy, zoo.CONFIG_FILE), "w").write('{"format": 99}'), "format 99"),
+        (lambda: pathlib.Path(copy, zoo.CONFIG_FILE).write_text("{}"), "cannot be read"),
+        (lambda: pathlib.Path(copy, zoo.CONFIG_FILE).write_text('{"format": 99}'), "format 99"),
     ):
         shutil.copytree(model_dir, copy, dirs_exist_ok=True)
         damage()

@@ -1,6 +1,7 @@
 """What all codecs share: the loss, training steps, coding, and the names of their weights."""
 
 import functools
+import math
 from typing import Any, Dict, NamedTuple, Tuple
 
 import tensorflow as tf
@@ -72,6 +73,7 @@ class Codec(tf.keras.Model):
         super().__init__(**kwargs)
         self.config = config
         self.distortion = "mse"
+        self.balance = 0.0
 
     # What a subclass defines.
 
@@ -102,6 +104,10 @@ class Codec(tf.keras.Model):
           seed: int32 [2], of the noise.
           step: int32 [], for schedules.
 
+        `distortion` ("mse" or "mix") chooses D. `balance` b weighs a sample by (lambda / middle of the
+        range)^-b: at 0, as in the papers, the highest lambdas dominate the gradients; at 0.5, R + lambda * D
+        has about the same size at all rates. The best a model can do at each lambda is the same.
+
         Returns:
           (loss, {name: scalar}); rates in bits per pixel, mse in squared 8-bit units.
         """
@@ -112,16 +118,18 @@ class Codec(tf.keras.Model):
         pixels = tf.cast(tf.shape(x)[1] * tf.shape(x)[2], tf.float32)
         rates = {name: walker.bits(name) / pixels for name in self.latent_names}
         bpp = tf.add_n(list(rates.values()))
-        loss = tf.reduce_mean(bpp + lmbda * losses.distortion(original, reconstruction, self.distortion))
+        middle = math.sqrt(self.config.lmbda_min * self.config.lmbda_max)
+        weight = tf.pow(lmbda / middle, -self.balance) if self.balance else 1.0
+        loss = tf.reduce_mean(weight * (bpp + lmbda * losses.distortion(original, reconstruction, self.distortion)))
         metrics = {f"bpp_{name}": tf.reduce_mean(rate) for name, rate in rates.items()}
         metrics["bpp"] = tf.reduce_mean(bpp)
         metrics["mse"] = tf.reduce_mean(losses.mse(original, reconstruction))
         return loss, metrics
 
     def train_step(self, data):
-        x, lmbda, seed, step = data
+        x, lmbda, seeds, steps = data
         with tf.GradientTape() as tape:
-            loss, metrics = self.loss_fn(x, lmbda, seed, step)
+            loss, metrics = self.loss_fn(x, lmbda, seeds[0], steps[0])
             # Gradients are averaged over replicas by Keras' optimizers as sums.
             scaled = loss / tf.distribute.get_strategy().num_replicas_in_sync
         variables = self.trainable_variables

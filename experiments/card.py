@@ -1,0 +1,119 @@
+"""Measures a model folder on a folder of pictures and writes its card: README.md, curve.png, figures in config.json.
+
+    python experiments/card.py checkpoints/variable-rate-small-mse kodak/ [--notes "..."]
+
+Rates count every byte of real files, which are decoded again; JPEG is Pillow's, 4:2:0.
+"""
+
+import argparse
+import json
+import os
+import platform
+
+import numpy as np
+
+from goconv_tf import codec, commands, zoo
+from goconv_tf.files import atomic_write
+
+commands.quiet_tensorflow()
+
+JPEG_QUALITIES = (5, 8, 12, 18, 25, 35, 45, 55, 65, 75, 85, 92)
+RATES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 1.0)
+
+
+def table(rows, columns):
+    lines = ["| " + " | ".join(title for title, _, _ in columns) + " |", "|" + "---|" * len(columns)]
+    lines += ["| " + " | ".join(format(row[key], spec) for _, key, spec in columns) + " |" for row in rows]
+    return "\n".join(lines)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("model", help="Model folder.")
+    parser.add_argument("images", help="Folder of pictures.")
+    parser.add_argument("--points", type=int, default=8, help="Lambdas, spread evenly over the logarithm of the model's range.")
+    parser.add_argument("--notes", default="", help="Text for the card: data, machine, how it was trained.")
+    args = parser.parse_args()
+
+    from goconv_tf import evaluation
+
+    model = zoo.load_pretrained(args.model)
+    info = model.info
+    names = sorted(name for name in os.listdir(args.images) if name.lower().endswith(commands.PICTURE_EXTENSIONS))
+    pictures = [codec.read_picture(os.path.join(args.images, name)) for name in names]
+    rows = []
+    for lmbda in np.exp(np.linspace(np.log(info.config.lmbda_min), np.log(info.config.lmbda_max), args.points)):
+        lmbda = float(min(max(lmbda, info.config.lmbda_min), info.config.lmbda_max))
+        rows.append(evaluation.measure_model(model, pictures, lmbda))
+        print({key: round(value, 5) for key, value in rows[-1].items()}, flush=True)
+    jpeg = [evaluation.measure_jpeg(pictures, quality) for quality in JPEG_QUALITIES]
+    gains = [{"bpp": rate, **{k: evaluation.gain_at(rows, jpeg, rate, k) for k in ("psnr-rgb", "ms-ssim-rgb")}} for rate in RATES]
+    gains = [gain for gain in gains if np.isfinite(gain["psnr-rgb"])]
+
+    path = os.path.join(info.path, zoo.CONFIG_FILE)
+    with open(path, encoding="utf-8") as f:
+        config = json.load(f)
+    config["card"]["kodak"] = rows
+    config["card"]["jpeg"] = jpeg
+    config["card"]["notes"] = args.notes or config["card"].get("notes", "")
+    atomic_write(path, (json.dumps(config, indent=1) + "\n").encode())
+    plot(os.path.join(info.path, "curve.png"), info.name, rows, jpeg, len(pictures))
+
+    training = config["card"].get("training", {})
+    size = os.path.getsize(os.path.join(info.path, zoo.WEIGHTS_FILE))
+    parameters = sum(int(np.prod(v.shape)) for v in model.trainable_variables)
+    columns = [("lambda", "lmbda", ".5f"), ("bpp", "bpp", ".4f"), ("PSNR RGB, dB", "psnr-rgb", ".3f"), ("MS-SSIM RGB", "ms-ssim-rgb", ".5f")]
+    columns += [("encoding, s", "encoding_time", ".2f"), ("decoding, s", "decoding_time", ".2f")]
+    text = f"""# {info.name}
+
+{info.model}, {parameters / 1e6:.2f} million parameters, {size / 2**20:.1f} MiB, lambda {info.config.lmbda_min:g} to
+{info.config.lmbda_max:g}, fingerprint {info.fingerprint}.
+
+{config["card"]["notes"]}
+
+Training: {training.get("steps", "?")} steps; last settings {json.dumps(training)}
+
+## {len(pictures)} pictures of `{os.path.basename(os.path.normpath(args.images))}`
+
+Means over pictures; every byte of the file counts, and every file was decoded again. Seconds are those of this
+machine ({platform.machine()}, {os.cpu_count()} cores, beside other work) and mean little alone.
+
+{table(rows, columns)}
+
+Gain over Pillow's JPEG (4:2:0) at equal rate:
+
+{table(gains, [("bpp", "bpp", ".2f"), ("PSNR, dB", "psnr-rgb", "+.2f"), ("MS-SSIM", "ms-ssim-rgb", "+.4f")])}
+
+JPEG in the same run:
+
+{table(jpeg, [("quality", "quality", ".0f"), *columns[1:]])}
+
+![Rate-distortion curve](curve.png)
+
+Made by `python experiments/card.py checkpoints/{os.path.basename(os.path.normpath(info.path))} IMAGES`.
+"""
+    atomic_write(os.path.join(info.path, "README.md"), text.encode())
+
+
+def plot(path, name, rows, jpeg, count):
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(1, 2, figsize=(9, 3.6), constrained_layout=True)
+    for axis, key, label in zip(axes, ("psnr-rgb", "ms-ssim-rgb"), ("PSNR RGB, dB", "MS-SSIM RGB, dB")):
+        for curve, title, style in ((rows, name, "o-"), (jpeg, "JPEG 4:2:0 (Pillow)", "s--")):
+            values = np.array([row[key] for row in curve])
+            axis.plot([row["bpp"] for row in curve], values if key == "psnr-rgb" else -10 * np.log10(1 - values), style, markersize=3.5, label=title)
+        axis.set_xlim(0, 1.3)
+        axis.set_xlabel(f"bits per pixel (mean of {count} pictures)")
+        axis.set_ylabel(label)
+        axis.grid(alpha=0.3)
+    axes[0].legend()
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+if __name__ == "__main__":
+    main()

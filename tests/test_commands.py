@@ -1,0 +1,122 @@
+"""The command line as a user meets it, in processes of its own."""
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+from conftest import ROOT, draw
+from PIL import Image
+
+from goconv_tf import bitstream
+
+
+def one_line(done):
+    """The process failed with one line on stderr, and no traceback."""
+    lines = [line for line in done.stderr.splitlines() if line.strip()]
+    assert done.returncode != 0 and len(lines) == 1 and lines[0].startswith(("error: ", "goconv_tf.train: ")), done.stderr
+    return lines[0]
+
+
+def test_compress_info_decompress(command, photo, tmp_path):
+    stream, picture = tmp_path / "a.gcv", tmp_path / "a.png"
+    done = command("compress", photo, stream, "--model", "tiny-test", "--lmbda", "0.03", "--verify")
+    assert done.returncode == 0 and "verified" in done.stdout, done.stderr
+    seen = done.stdout.split()[-1]
+
+    done = command("info", stream)
+    info = json.loads(done.stdout)
+    assert (info["width"], info["height"], info["model"], info["weights_match"]) == (203, 150, "tiny-test", True)
+    assert info["bytes"] == os.path.getsize(stream) == info["header_bytes"] + sum(s["bytes"] for s in info["substreams"].values())
+    assert list(info["substreams"]) == ["z_low", "z_high", "y_low", "y_high"]
+    assert info["header_bytes"] <= 48
+
+    done = command("decompress", stream, picture)
+    assert done.returncode == 0 and done.stdout.split()[-1] == seen, done.stderr
+    assert Image.open(picture).size == (203, 150)
+
+    data = stream.read_bytes()
+    for name, damage in (("cut", data[:-7]), ("flip", data[:60] + bytes([data[60] ^ 4]) + data[61:]), ("text", b"hello"), ("empty", b"")):
+        bad, out = tmp_path / f"{name}.gcv", tmp_path / f"{name}.png"
+        bad.write_bytes(damage)
+        assert f"{name}.gcv" in one_line(command("decompress", bad, out))
+        one_line(command("info", bad))
+        assert not out.exists()
+    assert sorted(os.listdir(tmp_path)) == sorted(["a.gcv", "a.png", "cut.gcv", "flip.gcv", "text.gcv", "empty.gcv"])
+
+
+def test_folders_go_on_after_a_bad_file(command, tmp_path):
+    source, streams, pictures = (tmp_path / name for name in ("in", "streams", "out"))
+    source.mkdir()
+    for k in range(2):
+        Image.fromarray(draw(40 + k, 50, seed=k)).save(source / f"{k}.png")
+    (source / "bad.png").write_text("no picture")
+    done = command("compress", source, "--output_dir", streams, "--model", "tiny-test", "--entropy_coder", "range-coder")
+    assert "bad.png" in one_line(done) and "[2/3" in done.stdout
+    assert sorted(os.listdir(streams)) == ["0.gcv", "1.gcv"]
+    done = command("decompress", streams, "--output_dir", pictures)
+    assert done.returncode == 0 and Image.open(pictures / "1.png").size == (50, 41)
+    assert bitstream.unpack((streams / "0.gcv").read_bytes(), 10**6).coder == "range-coder"
+
+
+def test_wrong_use_is_one_line(command, photo, tmp_path):
+    out = tmp_path / "x.gcv"
+    big = bitstream.pack(bitstream.Stream("tfc", 1, 2, 3, 4, 20_000, 20_000, [b""] * 4))
+    (tmp_path / "big.gcv").write_bytes(big)
+    (tmp_path / "stranger.gcv").write_bytes(bitstream.pack(bitstream.Stream("tfc", 1, 2, 3, 4, 20, 20, [b""] * 4)))
+    for args, word in (
+        (("compress", photo, out, "--model", "no-such-model"), "no model"),
+        (("compress", photo, out, "--model", "tiny-test", "--lmbda", "0.9"), "outside"),
+        (("compress", photo, out, "--model", "tiny-test", "--target_bpp", "50"), "out of reach"),
+        (("compress", tmp_path / "nothing.png", out, "--model", "tiny-test"), "no such file"),
+        (("compress", photo, tmp_path / "no" / "x.gcv", "--model", "tiny-test"), "no such folder"),
+        (("compress", photo, photo, photo, "--model", "tiny-test"), "--output_dir"),
+        (("compress", photo, out, "--model", "tiny-test", "--max_megapixels", "0.01"), "limit"),
+        (("decompress", tmp_path / "big.gcv"), "limit is 200000000"),
+        (("decompress", tmp_path / "stranger.gcv"), "not in the zoo"),
+        (("decompress", tmp_path / "stranger.gcv", "--model", "tiny-test"), "another model"),
+    ):
+        assert word in one_line(command(*args)), args
+    assert sorted(os.listdir(tmp_path)) == ["big.gcv", "stranger.gcv"]
+
+
+def test_help_and_info_do_not_load_tensorflow(command, tmp_path):
+    (tmp_path / "a.gcv").write_bytes(bitstream.pack(bitstream.Stream("tfc", 1, 2, 3, 4, 20, 20, [b"abc"] * 4)))
+    code = (
+        "import sys, runpy; sys.argv = ['goconv_tf', *{args}]\n"
+        "try: runpy.run_module('goconv_tf', run_name='__main__', alter_sys=True)\n"
+        "except SystemExit as e: assert not e.code, e.code\n"
+        "assert 'tensorflow' not in sys.modules"
+    )
+    for args in (["--help"], ["info", str(tmp_path / "a.gcv")], ["models"], ["compress", "--help"]):
+        done = subprocess.run([sys.executable, "-c", code.format(args=args)], cwd=ROOT, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+    assert "tiny-test: variable_rate" in command("models").stdout
+    for name in ("compress", "decompress", "info", "models"):
+        assert name in command("--help").stdout
+
+
+def test_library_in_ten_lines(model_dir, photo):
+    import goconv_tf
+
+    model = goconv_tf.load_pretrained(model_dir)
+    picture = goconv_tf.read_picture(photo)
+    result = goconv_tf.compress(model, picture, lmbda=0.02, reconstruct=True)
+    np.testing.assert_array_equal(goconv_tf.decompress(model, result.data), result.reconstruction)
+
+
+def test_original_commands(command, model_dir, photo, tmp_path):
+    script = os.path.join(ROOT, "experiments", "variable_rate.py")
+    env = {**os.environ, "PYTHONPATH": ROOT}
+
+    def run(*args):
+        return subprocess.run([sys.executable, script, *map(str, args)], env=env, capture_output=True, text=True, check=False)
+
+    stream, picture = tmp_path / "a.gcv", tmp_path / "a.png"
+    done = run("--checkpoint_dir", model_dir, "compress", photo, stream, "--lmbda", "0.02")
+    assert done.returncode == 0, done.stderr
+    done = run("--checkpoint_dir", model_dir, "decompress", stream, picture)
+    assert done.returncode == 0 and Image.open(picture).size == (203, 150)
+    one_line(run("--checkpoint_dir", tmp_path, "decompress", stream, picture))
+    assert run("train", "--help").returncode == 0

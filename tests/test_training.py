@@ -1,0 +1,219 @@
+"""Training: what is drawn, saved, resumed and refused."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from conftest import ROOT, draw
+from PIL import Image
+from test_commands import one_line
+
+from goconv_tf import data, presets, training, zoo
+from goconv_tf.errors import DataError, GoConvError, UsageError
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("photos")
+    for k, extension in enumerate(("png", "jpg", "webp", "png", "jpg")):
+        Image.fromarray(draw(70 + k, 90, seed=k)).save(folder / f"{k}.{extension}")
+    Image.fromarray(draw(30, 200)).save(folder / "small.png")
+    (folder / "broken.jpg").write_text("no picture")
+    (folder / "notes.txt").write_text("no picture")
+    return str(folder)
+
+
+def test_batches_are_functions_of_seed_and_step(photos):
+    paths = data.find_pictures([photos])
+    assert len(paths) == 7
+    source = data.PatchSource(paths, 64, 3, [0.01, 0.1], seed=5)
+    assert (len(source.paths), source.too_small, source.unreadable) == (5, 1, 1)
+    again = data.PatchSource(data.find_pictures([os.path.join(photos, "*")]), 64, 3, [0.01, 0.1], seed=5, cache_mb=0)
+    other = data.PatchSource(paths, 64, 3, [0.01, 0.1], seed=6)
+    for a, b, c in zip(source(7), again(7), other(7)):
+        np.testing.assert_array_equal(a, b)
+        assert a.shape == c.shape and a.dtype == c.dtype
+    assert np.abs(source(7)[0].astype(int) - source(8)[0]).max() > 0
+    assert np.abs(source(7)[0].astype(int) - other(7)[0]).max() > 0
+    assert set(np.concatenate([source(k)[1] for k in range(20)]).tolist()) == {np.float32(0.01), np.float32(0.1)}
+    for x, lmbda, noise, step in source.dataset(7).take(1):
+        for a, b in zip((x, lmbda, noise), source(7)):
+            np.testing.assert_array_equal(a, b)
+        assert int(step) == 7
+
+
+def test_patches_come_from_the_pictures(tmp_path):
+    picture = np.arange(80 * 90 * 3, dtype=np.uint32).reshape(80, 90, 3).astype(np.uint8)
+    Image.fromarray(picture).save(tmp_path / "a.png")
+    plain = data.PatchSource([str(tmp_path / "a.png")], 64, 8, [0.01], flip=False)
+    windows = np.lib.stride_tricks.sliding_window_view(picture, (64, 64, 3)).reshape(-1, 64, 64, 3)
+    for patch in plain(0)[0]:
+        assert (windows == patch).all((1, 2, 3)).any()
+    flipping = data.PatchSource([str(tmp_path / "a.png")], 64, 32, [0.01], flip=True)
+    mirrored = [not (windows == patch).all((1, 2, 3)).any() for patch in flipping(0)[0]]
+    assert 4 < sum(mirrored) < 28
+
+
+def test_data_that_cannot_be_used(photos, tmp_path):
+    with pytest.raises(DataError, match="no PNG"):
+        data.find_pictures([str(tmp_path)])
+    with pytest.raises(DataError, match="none of 7 pictures"):
+        data.PatchSource(data.find_pictures([photos]), 512, 1, [0.01])
+
+
+def options(photos, folder, **changes):
+    values = dict(
+        model="variable_rate",
+        preset="tiny",
+        train_glob=(photos,),
+        checkpoint_dir=str(folder),
+        lambdas=(0.01, 0.05),
+        patchsize=64,
+        batchsize=2,
+        lr=1e-3,
+        last_step=30,
+        save_steps=5,
+        clip_norm=1.0,
+        tensorboard=False,
+    )
+    return training.Options(**{**values, **changes})
+
+
+def weights(path):
+    return {name: v.numpy() for name, v in _named(zoo.load_pretrained(str(path), fold=False)).items()}
+
+
+def _named(model):
+    from goconv_tf.models import named_weights
+
+    return named_weights(model)
+
+
+def test_killed_and_resumed_equals_unbroken(photos, tmp_path):
+    """Kill -9 in the middle; the run that goes on ends with the weights of one that was never stopped."""
+    args = [sys.executable, "-m", "goconv_tf.train", "--preset=tiny", f"--train_glob={photos}", "--lambdas=0.01,0.05", "--notensorboard"]
+    args += ["--patchsize=64", "--batchsize=2", "--lr=1e-3", "--last_step=30", "--save_steps=5", "--clip_norm=1"]
+    env = {**os.environ, "PYTHONPATH": ROOT}
+    broken = tmp_path / "broken"
+    process = subprocess.Popen([*args, f"--checkpoint_dir={broken}"], env=env, stdout=subprocess.PIPE, text=True)
+    for line in process.stdout:
+        if line.startswith("step 10 "):
+            break
+    time.sleep(0.3)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    done = subprocess.run([*args, f"--checkpoint_dir={broken}"], env=env, capture_output=True, text=True, check=True)
+    assert "going on from step" in done.stdout and "step 30 " in done.stdout
+    unbroken = tmp_path / "unbroken"
+    training.train(options(photos, unbroken))
+    a, b = weights(broken), weights(unbroken)
+    start = weights_of_new_run()
+    moved = max(np.abs(b[name] - start[name]).max() for name in b)
+    for name in a:
+        np.testing.assert_allclose(a[name], b[name], atol=2e-4 * max(moved, 1.0), err_msg=name)
+    steps = [json.loads(line)["step"] for line in (broken / "log.jsonl").read_text().splitlines()]
+    assert steps[-1] == 30 and sorted(set(steps)) == [5, 10, 15, 20, 25, 30]
+    with pytest.raises(UsageError, match="already at step 30"):
+        training.train(options(photos, unbroken))
+    with pytest.raises(UsageError, match="holds a run with preset"):
+        training.train(options(photos, unbroken, preset="small"))
+
+
+def weights_of_new_run():
+    tf.keras.utils.set_random_seed(0)
+    return {name: v.numpy() for name, v in _named(zoo.new_model(presets.get_preset("variable_rate", "tiny"))).items()}
+
+
+def test_training_lowers_the_loss_watches_real_files_and_exports(photos, tmp_path):
+    run = options(
+        photos, tmp_path, last_step=60, save_steps=20, val_glob=(os.path.join(photos, "[01].*"),), val_minutes=0.0, tensorboard=True, name="mine"
+    )
+    training.train(run)
+    log = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert log[-1]["loss"] < 0.7 * log[0]["loss"]
+    history = [json.loads(line) for line in (tmp_path / "validation.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in history] == [20, 40, 60]
+    model = zoo.load_pretrained(str(tmp_path))
+    assert (model.info.name, model.info.card["training"]["steps"]) == ("mine", 60)
+    assert (model.config.lmbda_min, model.config.lmbda_max) == (0.01, 0.05)
+    # What was watched is what the export really gives.
+    validator = training.Validator(model, data.find_pictures(run.val_glob), run.lambdas)
+    rows, loss = validator(model)
+    assert loss == pytest.approx(history[-1]["loss"], rel=1e-3)
+    np.testing.assert_allclose(rows, history[-1]["rows"], rtol=1e-3)
+    best = zoo.find_model(str(tmp_path / "best"))
+    assert best.card["training"]["steps"] == min(history, key=lambda row: row["loss"])["step"]
+    assert any(name.startswith("events") for name in os.listdir(tmp_path / "tensorboard"))
+
+
+def test_warm_start_begins_with_the_weights_given(photos, tmp_path, model_dir):
+    training.train(options(photos, tmp_path, last_step=1, save_steps=1, lr=1e-9, ema=0.0, warm_start=model_dir))
+    a, b = weights(tmp_path), weights(model_dir)
+    for name in a:
+        if "quantization_offset" not in name:
+            np.testing.assert_allclose(a[name], b[name], atol=1e-5)
+    with pytest.raises(UsageError, match="other widths"):
+        training.train(options(photos, tmp_path / "b", num_filters=16, warm_start=model_dir))
+
+
+def test_nan_stops_and_keeps_the_last_good_save(photos, tmp_path):
+    training.train(options(photos, tmp_path, last_step=10))
+    good = weights(tmp_path)
+    with pytest.raises(GoConvError, match=r"not finite at step 1\d; the last good save is that of step 10"):
+        training.train(options(photos, tmp_path, last_step=40, lr=float("inf"), ema=0.0))
+    after = weights(tmp_path)
+    assert all(np.array_equal(good[name], after[name]) for name in good)
+    assert training.saved_step(str(tmp_path / "backup")) == 10
+    training.train(options(photos, tmp_path, last_step=15))
+
+
+def test_schedules():
+    run = options("", "", lr=1e-3, lr_drops=(0.5, 0.8), lr_drop_factor=0.1, last_step=100)
+    schedule = training.make_schedule(run)
+    np.testing.assert_allclose([schedule(s) for s in (0, 50, 51, 80, 81, 99)], [1e-3, 1e-3, 1e-4, 1e-4, 1e-5, 1e-5], rtol=1e-5)
+    assert training.make_schedule(options("", "", lr=2e-4)) == 2e-4
+    with pytest.raises(UsageError, match="not both"):
+        training.make_optimizer(options("", "", clip_value=1.0))
+
+
+def test_fused_adam_is_keras_adam():
+    a, b = tf.Variable([1.0, -2.0, 3.0]), tf.Variable([1.0, -2.0, 3.0])
+    ours, theirs = training.Adam(0.01), tf.keras.optimizers.Adam(0.01)
+    for k in range(5):
+        gradient = tf.constant([0.3, -1.0 * k, 1e-4])
+        ours.apply_gradients([(gradient, a)])
+        theirs.apply_gradients([(gradient, b)])
+    np.testing.assert_allclose(a, b, rtol=1e-6)
+
+
+def test_mirrored_strategy_in_a_process_of_its_own(photos, tmp_path):
+    """Two virtual devices see the same global batches as one device."""
+    code = """
+import sys, tensorflow as tf
+tf.config.set_logical_device_configuration(tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 2)
+from goconv_tf import training
+training.train(training.Options(model="variable_rate", preset="tiny", train_glob=(sys.argv[1],), checkpoint_dir=sys.argv[2], lambdas=(0.01,),
+    patchsize=64, batchsize=2, last_step=4, save_steps=2, strategy="mirrored", tensorboard=False))
+"""
+    env = {**os.environ, "PYTHONPATH": ROOT}
+    done = subprocess.run([sys.executable, "-c", code, photos, str(tmp_path)], env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert zoo.find_model(str(tmp_path)).card["training"]["steps"] == 4
+
+
+def test_command_refuses_in_one_line(command, tmp_path):
+    for args, word in (
+        (["--checkpoint_dir", tmp_path / "a"], "needed"),
+        (["--train_glob", tmp_path / "none*", "--checkpoint_dir", tmp_path / "a"], "no PNG"),
+        (["--train_glob", "x", "--checkpoint_dir", tmp_path / "a", "--lambdas", "0.1,many"], "numbers"),
+        (["--train_glob", "x", "--checkpoint_dir", tmp_path / "a", "--patchsize", "100"], "multiple of 16"),
+        (["--train_glob", "x", "--checkpoint_dir", tmp_path / "a", "--patchsize", "160", "--distortion", "mix"], "161"),
+    ):
+        assert word in one_line(command(*args, module="goconv_tf.train"))
+    assert not (tmp_path / "a").exists()
