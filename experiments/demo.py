@@ -62,9 +62,8 @@ def main():
         sheet.paste(Image.fromarray(part), (left, top + 24))
         ImageDraw.Draw(sheet).text((left + 6, top + 6), text, fill="black")
     sheet.save(path)
-    print(
-        f"\nSeconds are those of whole processes, with the search for the rate; decoded pictures are the ones that compress verified.\nSide by side: {path}"
-    )
+    print("\nSeconds are those of whole processes, with the search for the rate; decoded pictures are the ones that compress verified.")
+    print(f"Side by side: {path}")
 
 
 if __name__ == "__main__":

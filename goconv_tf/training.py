@@ -52,13 +52,32 @@ class Options:
     tensorboard: bool = True
 
 
+class Schedule(tf.keras.optimizers.schedules.LearningRateSchedule):
+    """A rate that is multiplied by `factor` at each of `boundaries` (steps).
+
+    Also without boundaries: a plain number would be saved with the optimizer, and a resumed run
+    would not heed a new --lr.
+    """
+
+    def __init__(self, rate, boundaries=(), factor=1.0):
+        self.rate, self.boundaries, self.factor = rate, list(boundaries), factor
+
+    def __call__(self, step):
+        drops = sum(tf.cast(step >= boundary, tf.float32) for boundary in self.boundaries)
+        return self.rate * tf.pow(tf.constant(self.factor, tf.float32), drops)
+
+    def get_config(self):
+        return {"rate": self.rate, "boundaries": self.boundaries, "factor": self.factor}
+
+
 def make_schedule(options: Options):
-    """Constant rate, or one that is multiplied by lr_drop_factor at each of lr_drops (shares of last_step)."""
-    if not options.lr_drops:
-        return options.lr
-    boundaries = [int(share * options.last_step) for share in sorted(options.lr_drops)]
-    values = [options.lr * options.lr_drop_factor**k for k in range(len(boundaries) + 1)]
-    return tf.keras.optimizers.schedules.PiecewiseConstantDecay(boundaries, values)
+    """The rate lr, multiplied by lr_drop_factor at each of lr_drops (shares of last_step)."""
+    return Schedule(options.lr, [int(share * options.last_step) for share in options.lr_drops], options.lr_drop_factor)
+
+
+def step_of(model) -> int:
+    """Steps that a compiled model has been trained for, under any strategy."""
+    return int(model.optimizer.iterations.numpy())
 
 
 class Adam(tf.keras.optimizers.Adam):
@@ -160,10 +179,10 @@ class Progress(tf.keras.callbacks.Callback):
     def on_train_batch_end(self, batch, logs=None):
         self.rows.append(logs)
         if not np.isfinite(logs["loss"]):
-            self.nan_step = int(self.model.optimizer.iterations)
+            self.nan_step = step_of(self.model)
 
     def on_epoch_end(self, epoch, logs=None):
-        step = int(self.model.optimizer.iterations)
+        step = step_of(self.model)
         means = {key: float(np.mean([row[key] for row in self.rows])) for key in self.rows[0]}
         rate = len(self.rows) / (time.time() - self.epoch_begin)
         left = (self.options.last_step - step) / rate
@@ -194,13 +213,13 @@ class Watch(tf.keras.callbacks.Callback):
         # When fit stops on a NaN the weights are not worth keeping.
         if not np.isfinite(logs["loss"]):
             return
-        last_one = self.model.stop_training or int(self.model.optimizer.iterations) >= self.options.last_step
+        last_one = self.model.stop_training or step_of(self.model) >= self.options.last_step
         if last_one or time.time() - self.last >= 60 * self.options.val_minutes:
             self.watch()
             self.last = time.time()
 
     def watch(self):
-        options, step = self.options, int(self.model.optimizer.iterations)
+        options, step = self.options, step_of(self.model)
         folder = options.checkpoint_dir
         card = {"training": {**dataclasses.asdict(options), "steps": step}}
         for private in ("checkpoint_dir", "train_glob", "val_glob", "warm_start"):
