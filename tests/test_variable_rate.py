@@ -21,7 +21,7 @@ def test_estimate_and_file_agree(model):
         for name, string in coded.strings.items():
             assert 8 * len(string) == pytest.approx(float(estimate.rates[name][0]), rel=0.05, abs=40)
         total = 8 * sum(map(len, coded.strings.values()))
-        assert total == pytest.approx(sum(float(r[0]) for r in estimate.rates.values()), rel=0.02)
+        assert total == pytest.approx(sum(float(r[0]) for r in estimate.rates.values()), rel=0.03)
         exact = np.round(np.clip(estimate.reconstruction[0], 0, 255)).astype(int)
         assert np.abs(exact - coded.reconstruction).max() <= 1
 

@@ -53,7 +53,7 @@ def stage(method):
                 return tf.TensorSpec([None, None, None, x.shape[-1]] if x.shape.rank == 4 else x.shape, x.dtype)
 
             signature = tf.nest.map_structure(spec, args)
-            functions[method.__name__] = tf.function(functools.partial(method, self), input_signature=signature)
+            functions[method.__name__] = tf.function(functools.partial(method, self), input_signature=signature, autograph=False)
         return functions[method.__name__](*args)
 
     return call
@@ -95,6 +95,7 @@ class Codec(tf.keras.Model):
 
     # Training.
 
+    @tf.autograph.experimental.do_not_convert  # nothing here needs it, and tracing takes half the time
     def loss_fn(self, x, lmbda, seed, step):
         """The loss of a batch, R + lambda * D averaged over its samples; pure but for the weights.
 

@@ -1,8 +1,4 @@
-"""Variable-rate compression with modulated generalized octave convolution.
-
-Lin, Akbari, Fu, Zhang, Wang, Liang, Liu, Liang, Zhang, Tu: "Variable-Rate Multi-Frequency Image
-Compression using Modulated Generalized Octave Convolution" (arXiv 2009.13074), written Wang et al. here.
-"""
+"""Variable-rate compression with modulated generalized octave convolution (Wang et al., arXiv 2009.13074)."""
 
 import tensorflow as tf
 
