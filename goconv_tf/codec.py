@@ -68,14 +68,20 @@ def pad(picture, alignment):
     return np.pad(picture, [(0, _padded(height, alignment) - height), (0, _padded(width, alignment) - width), (0, 0)], mode="edge")
 
 
-def _memory_errors(action, *args, **kwargs):
-    """Runs action; a lack of memory becomes one of our errors."""
-    import tensorflow as tf
-
+def available_memory() -> float:
+    """Bytes of memory that are free for use; infinite where the system does not say."""
     try:
-        return action(*args, **kwargs)
-    except (MemoryError, tf.errors.ResourceExhaustedError) as error:
-        raise GoConvError("not enough memory for a picture of this size") from error
+        with open("/proc/meminfo", encoding="ascii") as f:
+            return next(1024.0 * int(line.split()[1]) for line in f if line.startswith("MemAvailable:"))
+    except (OSError, StopIteration, ValueError):
+        return math.inf
+
+
+def check_memory(model, height, width) -> None:
+    """GoConvError where a picture of this size would exhaust the memory, rather than the machine."""
+    needed, available = height * width * model.bytes_per_pixel, available_memory()
+    if needed > available:
+        raise GoConvError(f"{width} x {height} pixels need about {needed / 2**30:.1f} GiB of memory; {available / 2**30:.1f} GiB are available")
 
 
 def check_lmbda(model, lmbda):
@@ -98,6 +104,7 @@ def compress(model, picture, lmbda=None, target_bpp=None, entropy_coder="tfc", r
       RateError: if lmbda or target_bpp are out of the model's reach.
     """
     height, width = picture.shape[:2]
+    check_memory(model, height, width)
     padded = pad(picture, model.alignment)
     info = model.info
     codings = 0
@@ -107,7 +114,7 @@ def compress(model, picture, lmbda=None, target_bpp=None, entropy_coder="tfc", r
         codings += 1
         lmbda_code = bitstream.quantize_lmbda(value)
         exact = bitstream.dequantize_lmbda(lmbda_code)
-        coded = _memory_errors(model.compress, padded, exact, entropy_coder, reconstruct)
+        coded = model.compress(padded, exact, entropy_coder, reconstruct)
         data = bitstream.pack(
             bitstream.Stream(
                 entropy_coder,
@@ -207,8 +214,8 @@ def decompress(model, data, max_pixels: int = MAX_PIXELS):
     names = model.latent_names
     if len(stream.sections) != len(names):
         raise BitstreamError(f"the file is damaged: {len(stream.sections)} sections instead of {len(names)}")
-    picture = _memory_errors(
-        model.decompress,
+    check_memory(model, stream.height, stream.width)
+    picture = model.decompress(
         dict(zip(names, stream.sections)),
         stream.checksum,
         _padded(stream.height, model.alignment),

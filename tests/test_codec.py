@@ -162,6 +162,16 @@ def test_500_damaged_copies(model):
         assert isinstance(error.value, BitstreamError) and "\n" not in str(error.value)
 
 
+def test_a_lack_of_memory_is_said_beforehand(model, monkeypatch):
+    data = codec.compress(model, draw(40, 40), lmbda=0.02).data
+    monkeypatch.setattr(codec, "available_memory", lambda: 1e4)
+    for action in (lambda: codec.compress(model, draw(40, 40), lmbda=0.02), lambda: codec.decompress(model, data)):
+        with pytest.raises(GoConvError, match="40 x 40 pixels need about"):
+            action()
+    monkeypatch.undo()
+    assert codec.available_memory() > 1e6
+
+
 def test_crc_is_the_one_the_format_names():
     assert binascii.crc_hqx(b"123456789", 0) == 0x31C3  # CRC-16/XMODEM
 
