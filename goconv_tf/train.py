@@ -3,8 +3,9 @@
     python -m goconv_tf.train --model variable_rate --preset small --train_glob 'photos/*' --checkpoint_dir runs/small
 
 Run it again with the same --checkpoint_dir to go on from the last save; flags may change in between
-(patch size, rates, last step). The folder then holds export/ (averaged weights, the latest) and,
-with --val_glob, best/; both are model folders for `compress --model`.
+(patch size, rates, last step). SIGTERM and Ctrl-C save and stop; kill -9 loses the steps since the last
+save. The folder then holds export/ (averaged weights, the latest) and, with --val_glob, best/; both are
+model folders for `compress --model`.
 """
 
 import dataclasses
@@ -40,7 +41,7 @@ flags.DEFINE_float("clip_norm", 0.0, "Clip gradients to this global norm; 0 for 
 flags.DEFINE_float("clip_value", 0.0, "Clip gradients by value; 0 for not at all.", lower_bound=0.0)
 flags.DEFINE_float("ema", 0.999, "Decay of the averaged weights that are exported; 0 exports the last ones.", lower_bound=0.0, upper_bound=0.99999)
 flags.DEFINE_integer("last_step", 1_000_000, "Train up to this step.", lower_bound=1)
-flags.DEFINE_float("minutes", 0.0, "Stop at the first save after this many minutes; 0 for no limit.", lower_bound=0.0)
+flags.DEFINE_float("minutes", 0.0, "Save and stop after this many minutes; 0 for no limit.", lower_bound=0.0)
 flags.DEFINE_integer("save_steps", 500, "Steps between saves.", lower_bound=1)
 flags.DEFINE_multi_string("val_glob", [], "Glob pattern, or folder, of pictures that are coded whole to watch the real rate.")
 flags.DEFINE_float("val_minutes", 15.0, "Minutes between such validations, and between exports.", lower_bound=0.0)

@@ -4,6 +4,8 @@ import contextlib
 import dataclasses
 import json
 import os
+import signal
+import threading
 import time
 from typing import Optional, Tuple
 
@@ -165,21 +167,34 @@ class Backup(tf.keras.callbacks.BackupAndRestore):
 
 
 class Progress(tf.keras.callbacks.Callback):
-    """A line per save: step, means of the metrics since the last, steps per second, time left; stops in time."""
+    """A line per save: step, means of the metrics since the last, steps per second, time left.
+
+    Ends the run at the last step, when its minutes are over, or when it is asked to (`stop`); what fit
+    then does at the end of an "epoch" saves it.
+    """
 
     def __init__(self, options, log_path, writer):
         super().__init__()
         self.options, self.log_path, self.writer = options, log_path, writer
         self.begin = time.time()
         self.nan_step = None
+        self.stopped = False
+
+    def stop(self, *_):
+        """To be called by a signal."""
+        self.stopped = True
 
     def on_epoch_begin(self, epoch, logs=None):
         self.rows, self.epoch_begin = [], time.time()
 
     def on_train_batch_end(self, batch, logs=None):
         self.rows.append(logs)
+        step = step_of(self.model)
         if not np.isfinite(logs["loss"]):
-            self.nan_step = step_of(self.model)
+            self.nan_step = step
+        out_of_time = self.options.minutes and time.time() - self.begin >= 60 * self.options.minutes
+        if step >= self.options.last_step or out_of_time or self.stopped:
+            self.model.stop_training = True
 
     def on_epoch_end(self, epoch, logs=None):
         step = step_of(self.model)
@@ -187,9 +202,7 @@ class Progress(tf.keras.callbacks.Callback):
         rate = len(self.rows) / (time.time() - self.epoch_begin)
         left = (self.options.last_step - step) / rate
         if self.options.minutes:
-            spent = time.time() - self.begin
-            left = min(left, self.options.minutes * 60 - spent)
-            self.model.stop_training |= spent >= self.options.minutes * 60
+            left = min(left, self.options.minutes * 60 - (time.time() - self.begin))
         text = " ".join(f"{key} {value:.4f}" for key, value in means.items())
         print(f"step {step} {text} | {rate:.2f} steps/s, {max(left, 0) / 60:.0f} min left", flush=True)
         with open(self.log_path, "a", encoding="utf-8") as f:
@@ -213,8 +226,7 @@ class Watch(tf.keras.callbacks.Callback):
         # When fit stops on a NaN the weights are not worth keeping.
         if not np.isfinite(logs["loss"]):
             return
-        last_one = self.model.stop_training or step_of(self.model) >= self.options.last_step
-        if last_one or time.time() - self.last >= 60 * self.options.val_minutes:
+        if self.model.stop_training or time.time() - self.last >= 60 * self.options.val_minutes:
             self.watch()
             self.last = time.time()
 
@@ -278,6 +290,20 @@ def make_strategy(name):
     raise UsageError(f"unknown strategy {name!r}: there are none and mirrored")
 
 
+@contextlib.contextmanager
+def stopped_by_signals(stop):
+    """Inside, SIGTERM and Ctrl-C call stop, so that a run ends with a save."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
 def train(options: Options):
     """Trains, or goes on with, the run in options.checkpoint_dir; returns the trained model.
 
@@ -330,19 +356,19 @@ def train(options: Options):
     writer = tf.summary.create_file_writer(os.path.join(folder, "tensorboard")) if options.tensorboard else None
     validator = Validator(model, val_paths, options.val_lambdas or options.lambdas) if val_paths else None
     progress = Progress(options, os.path.join(folder, "log.jsonl"), writer)
-    epochs = -(-options.last_step // options.save_steps)
-    model.fit(
-        source.dataset(start),
-        epochs=epochs,
-        steps_per_epoch=options.save_steps,
-        verbose=0,
-        callbacks=[
-            tf.keras.callbacks.TerminateOnNaN(),
-            progress,
-            Backup(backup_dir, delete_checkpoint=False),
-            Watch(options, validator, writer),
-        ],
-    )
+    with stopped_by_signals(progress.stop):
+        model.fit(
+            source.dataset(start),
+            epochs=2**31,  # Progress ends the run; an "epoch" is the time between two saves
+            steps_per_epoch=options.save_steps,
+            verbose=0,
+            callbacks=[
+                tf.keras.callbacks.TerminateOnNaN(),
+                progress,
+                Backup(backup_dir, delete_checkpoint=False),
+                Watch(options, validator, writer),
+            ],
+        )
     if progress.nan_step is not None:
         raise GoConvError(f"the loss is not finite at step {progress.nan_step}; the last good save is that of step {saved_step(backup_dir)}")
     return model

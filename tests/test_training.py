@@ -129,6 +129,15 @@ def test_killed_and_resumed_equals_unbroken(photos, unbroken, tmp_path):
     assert steps[-1] == 30 and sorted(set(steps)) == [5, 10, 15, 20, 25, 30]
 
 
+def test_stops_and_goes_on_at_any_step(photos, tmp_path):
+    """Saves at other intervals than before, a last step between saves, and a limit in minutes."""
+    training.train(options(photos, tmp_path, last_step=7, save_steps=3))
+    assert training.saved_step(str(tmp_path / "backup")) == 7
+    training.train(options(photos, tmp_path, last_step=1000, save_steps=1000, minutes=0.01))
+    assert 8 <= training.saved_step(str(tmp_path / "backup")) < 1000
+    assert zoo.find_model(str(tmp_path)).card["training"]["steps"] == training.saved_step(str(tmp_path / "backup"))
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [({}, "already at step 30"), (dict(preset="small"), "holds a run with preset"), (dict(ema=0.0), "--ema cannot")],
