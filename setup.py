@@ -15,7 +15,10 @@ setup(
     long_description=(HERE / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
-    packages=find_packages(include=["goconv_tf", "goconv_tf.*"]),
+    # The zoo travels inside the package.
+    packages=[*find_packages(include=["goconv_tf", "goconv_tf.*"]), "goconv_tf.pretrained"],
+    package_dir={"goconv_tf.pretrained": "checkpoints"},
+    package_data={"goconv_tf.pretrained": ["*/*"]},
     python_requires=">=3.9,<3.12",
     install_requires=[
         "tensorflow~=2.14.1",

@@ -1,11 +1,11 @@
 """Picture file <-> compressed file: colour modes, padding, rate control."""
 
+import contextlib
 import math
-import warnings
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
 from goconv_tf import bitstream, zoo
 from goconv_tf.errors import BitstreamError, GoConvError, ImageError, ModelMismatchError, RateError
@@ -17,23 +17,39 @@ TOLERANCE = 0.01  # of a target rate
 _PLAIN_MODES = ("RGB", "L", "P", "1", "CMYK", "YCbCr")
 
 
+def _is_deep(image):
+    """Whether an opened picture has more than 8 bits a sample, which Pillow would cut off for RGB."""
+    depths = getattr(image, "tag_v2", {}).get(258, (8,))  # TIFF's BitsPerSample
+    arguments = [str(part) for tile in getattr(image, "tile", []) for part in (tile[3] if isinstance(tile[3], tuple) else (tile[3],))]
+    maximum = [int(a) for a in arguments if a.isdigit()] if image.format == "PPM" else []
+    return max(depths if isinstance(depths, tuple) else (depths,)) > 8 or any(";16" in a for a in arguments) or max(maximum, default=0) > 255
+
+
+@contextlib.contextmanager
+def _pillow_without_limit():
+    """Our own limit decides, not Pillow's."""
+    limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+    try:
+        yield
+    finally:
+        Image.MAX_IMAGE_PIXELS = limit
+
+
 def read_picture(path, max_pixels: int = MAX_PIXELS):
-    """A picture file as uint8 [h, w, 3]; greyscale and palette pictures are converted.
+    """A picture file as uint8 [h, w, 3], turned as its EXIF says; greyscale and palette pictures are converted.
 
     Raises:
       ImageError: if it cannot be read, has transparency or more than 8 bits a sample, or is too large.
     """
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # max_pixels decides
-            with Image.open(path) as image:
-                if image.width * image.height > max_pixels:
-                    raise ImageError(f"{path}: {image.width} x {image.height} pixels; the limit is {max_pixels} (see --max_megapixels)")
-                if "A" in image.getbands() or "a" in image.getbands() or "transparency" in image.info:
-                    raise ImageError(f"{path}: has transparency, which is not coded; flatten the picture first")
-                if image.mode not in _PLAIN_MODES:
-                    raise ImageError(f"{path}: mode {image.mode} is not supported; convert it to 8 bits a sample, RGB or grey")
-                return np.array(image.convert("RGB"))
+        with _pillow_without_limit(), Image.open(path) as image:
+            if image.width * image.height > max_pixels:
+                raise ImageError(f"{path}: {image.width} x {image.height} pixels; the limit is {max_pixels} (see --max_megapixels)")
+            if "A" in image.getbands() or "a" in image.getbands() or "transparency" in image.info:
+                raise ImageError(f"{path}: has transparency, which is not coded; flatten the picture first")
+            if image.mode not in _PLAIN_MODES or _is_deep(image):
+                raise ImageError(f"{path}: mode {image.mode} with its depth is not supported; convert it to 8 bits a sample, RGB or grey")
+            return np.array(ImageOps.exif_transpose(image).convert("RGB"))
     except ImageError:
         raise
     except FileNotFoundError:
@@ -104,7 +120,8 @@ def compress(model, picture, lmbda=None, target_bpp=None, entropy_coder="tfc", r
       RateError: if lmbda or target_bpp are out of the model's reach.
     """
     height, width = picture.shape[:2]
-    check_memory(model, height, width)
+    padded_size = [_padded(n, model.alignment) for n in (height, width)]
+    check_memory(model, *padded_size)
     padded = pad(picture, model.alignment)
     info = model.info
     codings = 0
@@ -195,11 +212,12 @@ def check_model(stream, info) -> None:
 
 def find_stream_model(stream) -> "zoo.ModelInfo":
     """The zoo's model that wrote a stream; ModelMismatchError if it is not there."""
-    named = [info for info in zoo.list_models() if info.model_id == stream.model_id]
+    named = [info for info in zoo.all_models() if info.model_id == stream.model_id]
     if not named:
         raise ModelMismatchError(f"written by a model that is not in the zoo (id {stream.model_id:08x}); name its folder with --model")
-    check_model(stream, named[0])
-    return named[0]
+    exact = [info for info in named if int(info.fingerprint, 16) == stream.fingerprint]
+    check_model(stream, (exact or named)[0])
+    return exact[0]
 
 
 def decompress(model, data, max_pixels: int = MAX_PIXELS):
@@ -214,12 +232,12 @@ def decompress(model, data, max_pixels: int = MAX_PIXELS):
     names = model.latent_names
     if len(stream.sections) != len(names):
         raise BitstreamError(f"the file is damaged: {len(stream.sections)} sections instead of {len(names)}")
-    check_memory(model, stream.height, stream.width)
+    padded_size = [_padded(n, model.alignment) for n in (stream.height, stream.width)]
+    check_memory(model, *padded_size)
     picture = model.decompress(
         dict(zip(names, stream.sections)),
         stream.checksum,
-        _padded(stream.height, model.alignment),
-        _padded(stream.width, model.alignment),
+        *padded_size,
         bitstream.dequantize_lmbda(stream.lmbda_code),
         stream.coder,
     )

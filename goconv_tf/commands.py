@@ -21,9 +21,11 @@ def quiet_tensorflow():
 def plan(inputs, output_dir, extensions, new_extension):
     """[(input, output)] for files and folders of them.
 
-    One input and one more path that is no input of the right kind are taken as IN OUT.
+    Two paths are taken as IN OUT, unless OUT has the name of an input.
     """
     if not output_dir and len(inputs) == 2 and not os.path.isdir(inputs[0]):
+        if inputs[1].lower().endswith(extensions):
+            raise UsageError(f"{inputs[1]}: is named like an input, not an output; several inputs need --output_dir")
         return [(inputs[0], inputs[1])]
     if not output_dir and (len(inputs) > 1 or os.path.isdir(inputs[0])):
         raise UsageError("several files or a folder need --output_dir")
@@ -44,8 +46,10 @@ def plan(inputs, output_dir, extensions, new_extension):
     return pairs
 
 
-def check_output(path):
-    """UsageError unless path can be written."""
+def check_output(path, source):
+    """UsageError unless path can be written, and is not the source."""
+    if os.path.exists(path) and os.path.exists(source) and os.path.samefile(path, source):
+        raise UsageError(f"{path}: would be overwritten by its own output")
     folder = os.path.dirname(os.path.abspath(path))
     if os.path.isdir(path):
         raise UsageError(f"{path}: is a folder; give a file's name, or --output_dir")
@@ -92,7 +96,7 @@ def for_each(pairs, action, output_dir=None):
     begin = time.time()
     for number, (source, target) in enumerate(pairs, 1):
         try:
-            check_output(target)
+            check_output(target, source)
             line = action(source, target)
         except (GoConvError, OSError) as error:
             failures += 1
@@ -166,8 +170,8 @@ def info(path, max_pixels=codec.MAX_PIXELS):
         stream = bitstream.unpack(data, max_pixels)
     except BitstreamError as error:
         raise BitstreamError(f"{path}: {error}") from None
-    models = [m for m in zoo.list_models() if m.model_id == stream.model_id]
-    model = models[0] if models else None
+    models = [m for m in zoo.all_models() if m.model_id == stream.model_id]
+    model = max(models, key=lambda m: m.fingerprint == f"{stream.fingerprint:08x}", default=None)
     names = list(section_names(model.model)) if model else []
     names = names if len(names) == len(stream.sections) else [f"section_{k}" for k in range(len(stream.sections))]
     pixels = stream.height * stream.width

@@ -30,9 +30,12 @@ def find_pictures(patterns):
 
 
 def read_rgb(path):
-    """A picture as uint8 [h, w, 3]."""
-    with Image.open(path) as image:
-        return np.asarray(image.convert("RGB"))
+    """A picture as uint8 [h, w, 3]; DataError if it cannot be decoded."""
+    try:
+        with Image.open(path) as image:
+            return np.asarray(image.convert("RGB"))
+    except Exception as error:  # Pillow raises almost anything on damaged files
+        raise DataError(f"{path}: cannot be decoded ({error})") from error
 
 
 class PatchSource:
@@ -40,7 +43,8 @@ class PatchSource:
 
     Args:
       paths: picture files. Those that cannot be read, or with a side under `patch`, are left out;
-        `unreadable` and `too_small` count them.
+        `unreadable` and `too_small` count them. Those that turn out to be damaged when decoded are
+        replaced by the next one drawn, and named in `damaged`.
       patch: side of the square patches, pixels.
       batch: patches a step.
       lambdas: Lagrangians, one of which is drawn for each patch.
@@ -55,7 +59,7 @@ class PatchSource:
     def __init__(self, paths, patch, batch, lambdas, seed=0, flip=True, cache_mb=1024):
         self.patch, self.batch, self.seed, self.flip = patch, batch, seed, flip
         self.lambdas = np.array(lambdas, np.float32)
-        self.paths, self.too_small, self.unreadable = [], 0, 0
+        self.paths, self.too_small, self.unreadable, self.damaged = [], 0, 0, set()
         for path in paths:
             try:
                 with Image.open(path) as image:
@@ -78,7 +82,14 @@ class PatchSource:
             if path in self._cache:
                 self._cache.move_to_end(path)
                 return self._cache[path]
-        picture = read_rgb(path)
+        try:
+            picture = read_rgb(path)
+        except DataError:
+            with self._lock:
+                if path not in self.damaged:
+                    self.damaged.add(path)
+                    print(f"left out, as it cannot be decoded: {path}", flush=True)
+            return None
         with self._lock:
             if path not in self._cache:
                 self._cache[path] = picture
@@ -87,6 +98,13 @@ class PatchSource:
                 self._room += self._cache.popitem(last=False)[1].nbytes
         return picture
 
+    def _draw(self, rng):
+        for _ in range(1000):
+            picture = self._picture(self.paths[rng.integers(len(self.paths))])
+            if picture is not None:
+                return picture
+        raise DataError("the training pictures cannot be decoded")
+
     def __call__(self, step):
         """(patches uint8 [batch, patch, patch, 3], lambdas float32 [batch], noise seeds int32 [batch, 2]) of a step."""
         rng = np.random.default_rng([self.seed, int(step)])
@@ -94,7 +112,7 @@ class PatchSource:
         noise = rng.integers(2**30, size=(self.batch, 2)).astype(np.int32)
         patches = np.empty((self.batch, self.patch, self.patch, 3), np.uint8)
         for i in range(self.batch):
-            picture = self._picture(self.paths[rng.integers(len(self.paths))])
+            picture = self._draw(rng)
             top, left = (rng.integers(n - self.patch + 1) for n in picture.shape[:2])
             patch = picture[top : top + self.patch, left : left + self.patch]
             patches[i] = patch[:, ::-1] if self.flip and rng.random() < 0.5 else patch

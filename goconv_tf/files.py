@@ -6,7 +6,13 @@ import tempfile
 
 
 def atomic_write(path: str, data: bytes) -> None:
-    """Writes data under a temporary name in the same folder, then renames it to path."""
+    """Writes data under a temporary name in the same folder, then renames it to path.
+
+    A symbolic link keeps pointing where it does. OSError if path is a device, a pipe or a folder.
+    """
+    path = os.path.realpath(path)
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise OSError(f"{path}: is not a regular file")
     folder = os.path.dirname(os.path.abspath(path))
     handle, temporary = tempfile.mkstemp(prefix=f".{os.path.basename(path)}.", dir=folder)
     try:

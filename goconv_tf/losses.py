@@ -20,6 +20,36 @@ def luma(rgb):
     return tf.reduce_sum(rgb * tf.constant(_LUMA, rgb.dtype), axis=-1, keepdims=True)
 
 
+_MS_SSIM_POWERS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
+_MS_SSIM_FLOOR = 1e-4
+
+
+def ms_ssim(a, b, peak=255.0):
+    """Multi-scale structural similarity (Wang, Simoncelli, Bovik 2003), [batch], of [batch, h, w, 1] of 161 pixels a side at least.
+
+    The numbers of tf.image.ssim_multiscale where every scale's mean is above 1e-4; below, a floor keeps
+    the gradient finite (there it is NaN, which untrained models meet).
+    """
+    taps = tf.exp(-tf.square(tf.range(11, dtype=tf.float32) - 5.0) / (2 * 1.5**2))
+    taps /= tf.reduce_sum(taps)
+
+    def blur(x):
+        return tf.nn.conv2d(tf.nn.conv2d(x, tf.reshape(taps, [11, 1, 1, 1]), 1, "VALID"), tf.reshape(taps, [1, 11, 1, 1]), 1, "VALID")
+
+    c1, c2 = (0.01 * peak) ** 2, (0.03 * peak) ** 2
+    result = 1.0
+    for scale, power in enumerate(_MS_SSIM_POWERS):
+        mean_a, mean_b = blur(a), blur(b)
+        product, squares = mean_a * mean_b, tf.square(mean_a) + tf.square(mean_b)
+        contrast = (2 * (blur(a * b) - product) + c2) / (blur(tf.square(a) + tf.square(b)) - squares + c2)
+        last = scale == len(_MS_SSIM_POWERS) - 1
+        term = contrast * (2 * product + c1) / (squares + c1) if last else contrast
+        result *= tf.pow(tf.maximum(tf.reduce_mean(term, axis=[1, 2, 3]), _MS_SSIM_FLOOR), power)
+        if not last:
+            a, b = (tf.nn.avg_pool2d(x, 2, 2, "SAME") for x in (a, b))
+    return result
+
+
 def distortion(original, reconstruction, kind):
     """D of the loss, [batch], in squared 8-bit units.
 
@@ -29,5 +59,5 @@ def distortion(original, reconstruction, kind):
     error = mse(original, reconstruction)
     if kind == "mse":
         return error
-    ms_ssim = tf.image.ssim_multiscale(luma(original), luma(reconstruction), 255.0)
-    return MSE_SHARE * error + DISTORTION_SCALE * (1 - MSE_SHARE) * (1 - ms_ssim)
+    similarity = ms_ssim(luma(original), luma(reconstruction))
+    return MSE_SHARE * error + DISTORTION_SCALE * (1 - MSE_SHARE) * (1 - similarity)

@@ -33,6 +33,10 @@ class VariableRateConfig:
         object.__setattr__(self, "estimation_widths", tuple(self.estimation_widths))
         if self.latents is None:
             object.__setattr__(self, "latents", self.filters)
+        for name in ("filters", "latents"):
+            low = self.alpha * getattr(self, name)
+            if low != int(low) or not 0 < low < getattr(self, name):
+                raise UsageError(f"{name} {getattr(self, name)} cannot be split with alpha {self.alpha:g}: both shares must be whole and positive")
 
 
 PRESETS: Dict[str, Dict[str, VariableRateConfig]] = {

@@ -64,18 +64,8 @@ def _options():
             values[name] = tuple(float(v) for v in values[name])
         except ValueError:
             raise UsageError(f"--{name} takes numbers separated by commas, not {','.join(values[name])}") from None
-        if any(not 0 < v < 1 for v in values[name]):
-            raise UsageError(f"--{name} takes numbers between 0 and 1, not {','.join(map(str, values[name]))}")
     for name in ("train_glob", "val_glob"):
         values[name] = tuple(values[name])
-    if not values["train_glob"] or not values["checkpoint_dir"]:
-        raise UsageError("--train_glob and --checkpoint_dir are needed")
-    if not values["lambdas"]:
-        raise UsageError("--lambdas needs at least one value")
-    if values["patchsize"] % 16:
-        raise UsageError(f"--patchsize must be a multiple of 16, not {values['patchsize']}")
-    if values["distortion"] == "mix" and values["patchsize"] < 176:
-        raise UsageError("--distortion mix needs --patchsize 176 at least: MS-SSIM takes 161 pixels")
     return training.Options(**values)
 
 
@@ -89,7 +79,7 @@ def main(argv):
         from goconv_tf import training
 
         training.train(options)
-    except GoConvError as error:
+    except (GoConvError, OSError) as error:
         print(f"goconv_tf.train: {error}", file=sys.stderr)
         return 1
     return 0

@@ -13,7 +13,8 @@ import numpy as np
 import tensorflow as tf
 
 from goconv_tf import data, zoo
-from goconv_tf.errors import GoConvError, UsageError
+from goconv_tf.errors import DataError, GoConvError, UsageError
+from goconv_tf.files import atomic_write
 from goconv_tf.models import MODELS
 from goconv_tf.presets import get_preset
 
@@ -52,6 +53,20 @@ class Options:
     cache_mb: int = 1024
     strategy: str = "none"
     tensorboard: bool = True
+
+    def check(self):
+        """UsageError for values that cannot work."""
+        if not self.train_glob or not self.checkpoint_dir:
+            raise UsageError("--train_glob and --checkpoint_dir are needed")
+        if not self.lambdas:
+            raise UsageError("--lambdas needs at least one value")
+        for name in ("lambdas", "val_lambdas", "lr_drops"):
+            if any(not 0 < value < 1 for value in getattr(self, name)):
+                raise UsageError(f"--{name} takes numbers between 0 and 1, not {','.join(map(str, getattr(self, name)))}")
+        if self.patchsize % 16:
+            raise UsageError(f"--patchsize must be a multiple of 16, not {self.patchsize}")
+        if self.distortion == "mix" and self.patchsize < 176:
+            raise UsageError("--distortion mix needs --patchsize 176 at least: MS-SSIM takes 161 pixels")
 
 
 class Schedule(tf.keras.optimizers.schedules.LearningRateSchedule):
@@ -159,10 +174,14 @@ class Validator:
 
 
 class Backup(tf.keras.callbacks.BackupAndRestore):
-    """BackupAndRestore that never saves weights after the loss stopped being finite."""
+    """BackupAndRestore that never saves what is not finite."""
+
+    def __init__(self, backup_dir, progress):
+        super().__init__(backup_dir, delete_checkpoint=False)
+        self.progress = progress
 
     def on_epoch_end(self, epoch, logs=None):
-        if np.isfinite((logs or {}).get("loss", np.nan)):
+        if self.progress.nan_step is None:
             super().on_epoch_end(epoch, logs)
 
 
@@ -198,6 +217,9 @@ class Progress(tf.keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch, logs=None):
         step = step_of(self.model)
+        # A finite loss may have been followed by an update that is not.
+        if self.nan_step is None and not all(np.isfinite(v.numpy()).all() for v in self.model.trainable_variables):
+            self.nan_step, self.model.stop_training = step, True
         means = {key: float(np.mean([row[key] for row in self.rows])) for key in self.rows[0]}
         rate = len(self.rows) / (time.time() - self.epoch_begin)
         left = (self.options.last_step - step) / rate
@@ -217,14 +239,13 @@ class Progress(tf.keras.callbacks.Callback):
 class Watch(tf.keras.callbacks.Callback):
     """Exports averaged weights, and watches real bytes on whole validation pictures; keeps the best export."""
 
-    def __init__(self, options, validator, writer):
+    def __init__(self, options, validator, writer, progress):
         super().__init__()
-        self.options, self.validator, self.writer = options, validator, writer
+        self.options, self.validator, self.writer, self.progress = options, validator, writer, progress
         self.last = time.time()
 
     def on_epoch_end(self, epoch, logs=None):
-        # When fit stops on a NaN the weights are not worth keeping.
-        if not np.isfinite(logs["loss"]):
+        if self.progress.nan_step is not None:
             return
         if self.model.stop_training or time.time() - self.last >= 60 * self.options.val_minutes:
             self.watch()
@@ -247,12 +268,16 @@ class Watch(tf.keras.callbacks.Callback):
             zoo.save_pretrained(self.validator.codec, os.path.join(folder, "export"), name, card)
         print(f"step {step} validation loss {loss:.4f}: " + ", ".join(f"{lm:g}: {bpp:.3f} bpp {psnr:.2f} dB" for lm, bpp, psnr in rows), flush=True)
         history = os.path.join(folder, "validation.jsonl")
-        with open(history, "a+", encoding="utf-8") as f:
-            f.seek(0)
-            best = min((json.loads(line)["loss"] for line in f), default=np.inf)
-            f.write(json.dumps({"step": step, "time": time.time(), "loss": loss, "rows": rows}) + "\n")
-        if loss < best:
+        # Losses compare only over the same pictures and lambdas.
+        setting = {"pictures": len(self.validator.pictures), "lambdas": list(self.validator.lambdas)}
+        past = []
+        if os.path.exists(history):
+            with open(history, encoding="utf-8") as f:
+                past = [row["loss"] for row in map(json.loads, f) if all(row.get(key) == value for key, value in setting.items())]
+        if loss < min(past, default=np.inf):
             zoo.save_pretrained(self.validator.codec, os.path.join(folder, "best"), name, card)
+        with open(history, "a", encoding="utf-8") as f:
+            f.write(json.dumps({"step": step, "time": time.time(), "loss": loss, "rows": rows, **setting}) + "\n")
         if self.writer:
             coded = [self.validator.codec.compress(picture, lm, reconstruct=True).reconstruction for lm in self.validator.lambdas]
             with self.writer.as_default(step):
@@ -260,7 +285,7 @@ class Watch(tf.keras.callbacks.Callback):
                 for lm, bpp, psnr in rows:
                     tf.summary.scalar(f"validation/bpp_{lm:g}", bpp)
                     tf.summary.scalar(f"validation/psnr_{lm:g}", psnr)
-                tf.summary.image("reconstructions", np.stack([picture, *coded]), max_outputs=8)
+                tf.summary.image("reconstructions", np.stack([picture, *coded]), max_outputs=1 + len(coded))
 
 
 def make_config(options: Options):
@@ -291,6 +316,17 @@ def make_strategy(name):
 
 
 @contextlib.contextmanager
+def data_errors():
+    """Turns what TensorFlow makes of a DataError inside the pipeline into a DataError again."""
+    try:
+        yield
+    except tf.errors.UnknownError as error:
+        if "DataError: " not in str(error):
+            raise
+        raise DataError(str(error).split("DataError: ", 1)[1].splitlines()[0]) from error
+
+
+@contextlib.contextmanager
 def stopped_by_signals(stop):
     """Inside, SIGTERM and Ctrl-C call stop, so that a run ends with a save."""
     if threading.current_thread() is not threading.main_thread():
@@ -311,6 +347,7 @@ def train(options: Options):
       GoConvError: for options or data that do not work, and when the loss is no longer finite
         (the last good save stays).
     """
+    options.check()
     folder = options.checkpoint_dir
     paths = data.find_pictures(options.train_glob)
     source = data.PatchSource(paths, options.patchsize, options.batchsize, options.lambdas, options.seed, options.flip, options.cache_mb)
@@ -326,9 +363,6 @@ def train(options: Options):
                 raise UsageError(f"{folder} holds a run with {key} {run.get(key)}, not {getattr(options, key)}")
         if bool(run["ema"]) != bool(options.ema):
             raise UsageError(f"{folder} holds a run {'with' if run['ema'] else 'without'} averaged weights: --ema cannot be turned on or off")
-    with open(run_path, "w", encoding="utf-8") as f:
-        json.dump(dataclasses.asdict(options), f, indent=1)
-
     strategy = make_strategy(options.strategy)
     if options.batchsize % strategy.num_replicas_in_sync:
         raise UsageError(f"--batchsize {options.batchsize} is not a multiple of the {strategy.num_replicas_in_sync} devices")
@@ -348,6 +382,8 @@ def train(options: Options):
         optimizer.build(model.trainable_variables)
         model.compile(optimizer=optimizer)
 
+    atomic_write(run_path, json.dumps(dataclasses.asdict(options), indent=1).encode())
+
     backup_dir = os.path.join(folder, "backup")
     start = saved_step(backup_dir)
     if start >= options.last_step:
@@ -356,7 +392,7 @@ def train(options: Options):
     writer = tf.summary.create_file_writer(os.path.join(folder, "tensorboard")) if options.tensorboard else None
     validator = Validator(model, val_paths, options.val_lambdas or options.lambdas) if val_paths else None
     progress = Progress(options, os.path.join(folder, "log.jsonl"), writer)
-    with stopped_by_signals(progress.stop):
+    with stopped_by_signals(progress.stop), data_errors():
         model.fit(
             source.dataset(start),
             epochs=2**31,  # Progress ends the run; an "epoch" is the time between two saves
@@ -365,8 +401,8 @@ def train(options: Options):
             callbacks=[
                 tf.keras.callbacks.TerminateOnNaN(),
                 progress,
-                Backup(backup_dir, delete_checkpoint=False),
-                Watch(options, validator, writer),
+                Backup(backup_dir, progress),
+                Watch(options, validator, writer, progress),
             ],
         )
     if progress.nan_step is not None:

@@ -4,6 +4,7 @@ A folder holds config.json, model.safetensors (weights and coding tables) and RE
 Only `load_pretrained` and `save_pretrained` import TensorFlow.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -68,14 +69,20 @@ def read_info(path: str) -> ModelInfo:
         raise CheckpointError(f"{config_path} cannot be read: {type(error).__name__}: {error}") from error
 
 
-def list_models() -> List[ModelInfo]:
-    """All models in the zoo, sorted by name; the first folder that has a name wins."""
-    found: Dict[str, ModelInfo] = {}
+def all_models() -> List[ModelInfo]:
+    """Every readable model folder in the zoo's folders, in the order of search."""
+    found = []
     for folder in zoo_folders():
         for entry in sorted(os.listdir(folder)) if os.path.isdir(folder) else []:
-            path = os.path.join(folder, entry)
-            if entry not in found and os.path.exists(os.path.join(path, CONFIG_FILE)):
-                found[entry] = read_info(path)
+            # A broken folder must not hide the others; asking for it by name says what is wrong.
+            with contextlib.suppress(CheckpointError):
+                found.append(read_info(os.path.join(folder, entry)))
+    return found
+
+
+def list_models() -> List[ModelInfo]:
+    """The zoo's models by name, sorted; the first folder that has a name wins."""
+    found = {info.name: info for info in reversed(all_models())}
     return [found[name] for name in sorted(found)]
 
 

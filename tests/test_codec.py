@@ -5,14 +5,16 @@ import math
 import os
 import pathlib
 import shutil
+import struct
+import zlib
 
 import numpy as np
 import pytest
 from conftest import draw
 from PIL import Image
 
-from goconv_tf import bitstream, codec, zoo
-from goconv_tf.errors import BitstreamError, CheckpointError, GoConvError, ImageError, ModelMismatchError, RateError
+from goconv_tf import bitstream, codec, commands, zoo
+from goconv_tf.errors import CheckpointError, GoConvError, ImageError, ModelMismatchError, RateError
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 40), (17, 3), (31, 33), (150, 203)])
@@ -34,6 +36,31 @@ def test_modes_that_are_converted(tmp_path, mode):
     np.testing.assert_array_equal(codec.read_picture(str(path)), np.asarray(Image.open(path).convert("RGB")))
 
 
+def deep_rgb_png(path):
+    """A PNG with 16 bits a sample, which Pillow cannot write."""
+
+    def chunk(kind, data):
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    rows = b"".join(b"\0" + bytes(6 * 5) for _ in range(4))
+    header = struct.pack(">IIBBBBB", 5, 4, 16, 2, 0, 0, 0)
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b""))
+    return str(path)
+
+
+def deep_rgb_ppm(path):
+    path.write_bytes(b"P6 5 4 65535\n" + bytes(5 * 4 * 6))
+    return str(path)
+
+
+def test_turned_as_the_camera_says(tmp_path):
+    image = Image.fromarray(draw(20, 30))
+    exif = image.getexif()
+    exif[0x0112] = 6  # a quarter turn
+    image.save(tmp_path / "turned.png", exif=exif)
+    np.testing.assert_array_equal(codec.read_picture(str(tmp_path / "turned.png")), np.rot90(draw(20, 30), -1))
+
+
 def test_pictures_that_are_refused(tmp_path):
     def save(image, name, **kwargs):
         image.save(tmp_path / name, **kwargs)
@@ -50,6 +77,8 @@ def test_pictures_that_are_refused(tmp_path):
         (save(rgb.convert("LA"), "la.png"), "transparency"),
         (save(palette, "key.png", transparency=3), "transparency"),
         (save(Image.fromarray(np.full((4, 4), 40000, np.uint16)), "deep.png"), "not supported"),
+        (deep_rgb_png(tmp_path / "deep_rgb.png"), "not supported"),
+        (deep_rgb_ppm(tmp_path / "deep_rgb.ppm"), "not supported"),
         (str(tmp_path / "text.png"), "cannot be read"),
         (str(tmp_path / "cut.png"), "cannot be read"),
         (str(tmp_path / "missing.png"), "no such file"),
@@ -128,7 +157,8 @@ def resealed(data, change):
     return bitstream.pack(stream)
 
 
-def test_500_damaged_copies(model):
+def test_500_damaged_copies(model, model_dir, tmp_path, capsys, monkeypatch):
+    """Each ends in one line, and nothing is written."""
     data = codec.compress(model, draw(96, 112), lmbda=0.05).data
     rng = np.random.default_rng(0)
     copies = []
@@ -156,17 +186,25 @@ def test_500_damaged_copies(model):
     copies += [resealed(data, lambda s: setattr(s, "checksum", int(rng.integers(2**32)))) for _ in range(5)]
     damaged = [copy for copy in copies if copy != data]
     assert len(damaged) >= 490 and len(copies) == 500
-    for copy in damaged:
-        with pytest.raises(GoConvError) as error:
-            codec.decompress(model, copy)
-        assert isinstance(error.value, BitstreamError) and "\n" not in str(error.value)
+    source, target = tmp_path / "streams", tmp_path / "pictures"
+    source.mkdir()
+    for k, copy in enumerate(damaged):
+        (source / f"{k:03d}.gcv").write_bytes(copy)
+    monkeypatch.setattr(zoo, "load_pretrained", lambda path: model)
+    assert commands.decompress([str(source)], model_dir, str(target)) == 1
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == len(damaged) and all(line.startswith(f"error: {source}") for line in lines)
+    assert os.listdir(target) == [] and len(os.listdir(source)) == len(damaged)
+    (source / "000.gcv").write_bytes(data)
+    commands.decompress([str(source / "000.gcv")], model_dir, str(target))
+    assert os.listdir(target) == ["000.png"]
 
 
 def test_a_lack_of_memory_is_said_beforehand(model, monkeypatch):
     data = codec.compress(model, draw(40, 40), lmbda=0.02).data
     monkeypatch.setattr(codec, "available_memory", lambda: 1e4)
     for action in (lambda: codec.compress(model, draw(40, 40), lmbda=0.02), lambda: codec.decompress(model, data)):
-        with pytest.raises(GoConvError, match="40 x 40 pixels need about"):
+        with pytest.raises(GoConvError, match="48 x 48 pixels need about"):
             action()
     monkeypatch.undo()
     assert codec.available_memory() > 1e6
@@ -200,6 +238,20 @@ def test_zoo_round_trip_in_both_precisions(model, model_dir, tmp_path):
     loaded = zoo.load_pretrained(half.path)
     result = codec.compress(loaded, picture, lmbda=0.02, reconstruct=True)
     np.testing.assert_array_equal(codec.decompress(loaded, result.data), result.reconstruction)
+
+
+def test_a_broken_folder_does_not_hide_the_zoo(model, model_dir, tmp_path, monkeypatch):
+    for name in ("broken", "stale", "good"):
+        shutil.copytree(model_dir, tmp_path / name)
+    (tmp_path / "broken" / zoo.CONFIG_FILE).write_text("{")
+    stale = (tmp_path / "stale" / zoo.CONFIG_FILE).read_text()
+    (tmp_path / "stale" / zoo.CONFIG_FILE).write_text(stale.replace(model.info.fingerprint, "00000000"))
+    monkeypatch.setenv("GOCONV_TF_ZOO", str(tmp_path))
+    assert "tiny-test" in [info.name for info in zoo.list_models()]
+    stream = bitstream.unpack(codec.compress(model, draw(40, 40), lmbda=0.02).data, 10**6)
+    assert codec.find_stream_model(stream).path == str(tmp_path / "good")
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        zoo.find_model("broken")
 
 
 def test_damaged_model_folders(model_dir, tmp_path):

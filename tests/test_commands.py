@@ -2,6 +2,7 @@
 
 import json
 import os
+import pathlib
 import subprocess
 import sys
 
@@ -65,6 +66,8 @@ def test_wrong_use_is_one_line(command, photo, tmp_path):
     big = bitstream.pack(bitstream.Stream("tfc", 1, 2, 3, 4, 20_000, 20_000, [b""] * 4))
     (tmp_path / "big.gcv").write_bytes(big)
     (tmp_path / "stranger.gcv").write_bytes(bitstream.pack(bitstream.Stream("tfc", 1, 2, 3, 4, 20, 20, [b""] * 4)))
+    os.symlink(photo, tmp_path / "photo.link")
+    before = pathlib.Path(photo).read_bytes()
     for args, word in (
         (("compress", photo, out, "--model", "no-such-model"), "no model"),
         (("compress", photo, out, "--model", "tiny-test", "--lmbda", "0.9"), "outside"),
@@ -72,13 +75,17 @@ def test_wrong_use_is_one_line(command, photo, tmp_path):
         (("compress", tmp_path / "nothing.png", out, "--model", "tiny-test"), "no such file"),
         (("compress", photo, tmp_path / "no" / "x.gcv", "--model", "tiny-test"), "no such folder"),
         (("compress", photo, photo, photo, "--model", "tiny-test"), "--output_dir"),
+        (("compress", photo, photo, "--model", "tiny-test"), "--output_dir"),
+        (("compress", photo, "/dev/null", "--model", "tiny-test"), "not a regular file"),
+        (("compress", photo, tmp_path / "photo.link", "--model", "tiny-test"), "overwritten by its own output"),
         (("compress", photo, out, "--model", "tiny-test", "--max_megapixels", "0.01"), "limit"),
         (("decompress", tmp_path / "big.gcv"), "limit is 200000000"),
         (("decompress", tmp_path / "stranger.gcv"), "not in the zoo"),
         (("decompress", tmp_path / "stranger.gcv", "--model", "tiny-test"), "another model"),
     ):
         assert word in one_line(command(*args)), args
-    assert sorted(os.listdir(tmp_path)) == ["big.gcv", "stranger.gcv"]
+    assert sorted(os.listdir(tmp_path)) == ["big.gcv", "photo.link", "stranger.gcv"]
+    assert pathlib.Path(photo).read_bytes() == before
 
 
 def test_help_and_info_do_not_load_tensorflow(command, tmp_path):

@@ -253,6 +253,14 @@ def test_rdft_kernel(shape):
         np.testing.assert_allclose(np.square(parameter.rdft[1]) + np.square(parameter.rdft[2]), (power[0, 1] + power[0, 2]).ravel(), rtol=1e-4)
 
 
+def test_convolution_config_round_trip():
+    layer = SignalConv2D(4, 3, 2, True, use_bias=False, kernel_parameter="variable", name="up")
+    assert SignalConv2D.from_config(layer.get_config()).get_config() == layer.get_config()
+    for wrong in (tf.nn.relu, tf.keras.layers.ReLU()):
+        with pytest.raises(ValueError, match="factory"):
+            GoConv2D(4, 3, activation=wrong)(np.ones((1, 4, 4, 3), np.float32))
+
+
 @pytest.mark.parametrize("inverse", [False, True])
 def test_gdn_equals_tfc(inverse):
     x = tf.random.stateless_normal([2, 5, 6, 4], [3, 4])

@@ -7,9 +7,9 @@ import pytest
 import tensorflow as tf
 from conftest import draw, lively
 
-from goconv_tf import presets, zoo
+from goconv_tf import losses, presets, zoo
 from goconv_tf.entropy import CODERS, Decoder, Encoder, RoundingWalker
-from goconv_tf.errors import BitstreamError, ModelMismatchError
+from goconv_tf.errors import BitstreamError, ModelMismatchError, UsageError
 from goconv_tf.models import VariableRate, named_weights
 
 
@@ -18,6 +18,8 @@ def test_estimate_and_file_agree(model):
     for lmbda in (0.002, 0.05):
         estimate = model.estimate(tf.constant(x)[None], tf.constant([lmbda]))
         coded = model.compress(x, lmbda, reconstruct=True)
+        both = model.estimate(tf.constant(np.stack([x, x])), tf.constant([lmbda, 0.1]))  # any batch, before and after coding
+        assert float(both.rates["y_high"][0]) == pytest.approx(float(estimate.rates["y_high"][0]), rel=1e-3)
         for name, string in coded.strings.items():
             assert 8 * len(string) == pytest.approx(float(estimate.rates[name][0]), rel=0.05, abs=40)
         total = 8 * sum(map(len, coded.strings.values()))
@@ -122,6 +124,17 @@ def test_tf_function_of_the_loss_has_a_gradient_for_every_weight():
     assert float(again[1]["mse"]) != pytest.approx(float(metrics["mse"]), rel=1e-6)  # lambda 0 modulates otherwise
 
 
+def test_ms_ssim_equals_tensorflows_and_keeps_its_gradient():
+    a = tf.constant(np.stack([draw(180, 200, k)[..., :1] for k in range(3)]), tf.float32)
+    b = tf.clip_by_value(a + tf.random.stateless_normal(a.shape, [1, 2], 0, 25), 0, 255)
+    np.testing.assert_allclose(losses.ms_ssim(a, b), tf.image.ssim_multiscale(a, b, 255.0), rtol=1e-4)
+    np.testing.assert_allclose(losses.ms_ssim(a, a), 1.0, rtol=1e-5)
+    inverted = tf.Variable(255.0 - a)
+    with tf.GradientTape() as tape:
+        value = losses.ms_ssim(a, inverted)
+    assert np.isfinite(tape.gradient(value, inverted)).all() and float(tf.reduce_max(value)) < 0.2
+
+
 def test_loss_arithmetic():
     """R + lambda * D on numbers computed by hand from the model's own parts."""
     model = lively(zoo.new_model(presets.get_preset("variable_rate", "tiny")))
@@ -142,6 +155,9 @@ def test_presets_build_what_the_papers_say():
     assert presets.get_preset("variable_rate", "base").latents == 192
     small = presets.get_preset("variable_rate", "small")
     assert (small.filters, small.latents) == (64, 192)
+    for odd in (dict(filters=63), dict(latents=7), dict(alpha=0.3)):
+        with pytest.raises(UsageError, match="cannot be split"):
+            dataclasses.replace(paper, **odd)
     model = VariableRate(dataclasses.replace(paper, filters=16, latents=24))
     model.build_weights()
     assert [layer.strides for layer in model.g_a + model.g_s] == [2] * 8

@@ -68,6 +68,7 @@ class _OwnVariables:
             variable.assign(store[str(i)])
 
 
+@tf.keras.saving.register_keras_serializable("goconv_tf")
 class SignalConv2D(_OwnVariables, tfc.SignalConv2D):
     """tfc.SignalConv2D with zero padding "same", a cheap RDFT kernel, and kernels that can be folded.
 
@@ -95,9 +96,20 @@ class SignalConv2D(_OwnVariables, tfc.SignalConv2D):
             kernel_parameter=kernel_parameter,
             **kwargs,
         )
+        self._arguments = {
+            "filters": filters,
+            "kernel_size": kernel_size,
+            "strides": strides,
+            "transpose": transpose,
+            "use_bias": use_bias,
+            "kernel_parameter": kernel_parameter,
+        }
         self._transpose = transpose
         self._strides = strides
         self._folded = None
+
+    def get_config(self):
+        return {**tf.keras.layers.Layer.get_config(self), **self._arguments}
 
     def build(self, input_shape):
         if isinstance(self.kernel_parameter, str) and self.kernel_parameter == "rdft":

@@ -41,7 +41,14 @@ def make_activation(activation: Activation, **kwargs):
         except ValueError:
             raise ValueError(f"unknown activation {activation!r}: use gdn, igdn, leaky_relu, a Keras name or a factory") from None
     if callable(activation):
-        made = activation()
+        try:
+            if isinstance(activation, tf.keras.layers.Layer):
+                raise TypeError("a layer would be shared by all paths")
+            made = activation()
+        except TypeError as error:
+            raise ValueError(
+                f"activation must be a name or a factory without arguments, such as 'relu' or lambda: tf.nn.relu, not {activation!r}: {error}"
+            ) from error
         if not callable(made):
             raise ValueError(f"the activation factory {activation!r} returned {made!r}, which cannot be called")
         return made

@@ -50,7 +50,8 @@ def stage(method):
 
             def spec(x):
                 x = tf.convert_to_tensor(x)
-                return tf.TensorSpec([None, None, None, x.shape[-1]] if x.shape.rank == 4 else x.shape, x.dtype)
+                free = {4: [None, None, None, x.shape[-1]], 1: [None]}  # pictures or features; lambda for each
+                return tf.TensorSpec(free.get(0 if x.dtype == tf.int32 else x.shape.rank, x.shape), x.dtype)
 
             signature = tf.nest.map_structure(spec, args)
             functions[method.__name__] = tf.function(functools.partial(method, self), input_signature=signature, autograph=False)
@@ -132,10 +133,12 @@ class Codec(tf.keras.Model):
         with tf.GradientTape() as tape:
             loss, metrics = self.loss_fn(x, lmbda, seeds[0], steps[0])
             # Gradients are averaged over replicas by Keras' optimizers as sums.
-            scaled = loss / tf.distribute.get_strategy().num_replicas_in_sync
+            replicas = tf.distribute.get_strategy().num_replicas_in_sync
+            scaled = loss / replicas
         variables = self.trainable_variables
         self.optimizer.minimize(scaled, variables, tape=tape)
-        return {"loss": loss, **metrics}
+        # Keras adds these up over replicas.
+        return {name: value / replicas for name, value in {"loss": loss, **metrics}.items()}
 
     # Estimation and coding.
 
