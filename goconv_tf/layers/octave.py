@@ -6,7 +6,7 @@ within each, and are learned strided convolutions with an activation of their ow
 """
 
 import functools
-from typing import Any, Callable, NamedTuple, Union
+from typing import Any, Callable, Dict, NamedTuple, Union
 
 import tensorflow as tf
 
@@ -22,7 +22,7 @@ class OctaveTensor(NamedTuple):
 
 Activation = Union[None, str, Callable[[], Callable]]
 
-_FACTORIES = {
+_FACTORIES: Dict[str, Callable[..., Any]] = {
     "gdn": GDN,
     "igdn": lambda **kwargs: GDN(inverse=True, **kwargs),
     "leaky_relu": lambda **kwargs: tf.keras.layers.LeakyReLU(0.2, **kwargs),
