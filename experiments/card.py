@@ -31,7 +31,9 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("model", help="Model folder.")
     parser.add_argument("images", help="Folder of pictures.")
-    parser.add_argument("--points", type=int, default=8, help="Lambdas, spread evenly over the logarithm of the model's range.")
+    parser.add_argument(
+        "--points", type=int, default=8, help="How many lambdas, of models that have one, spread evenly over the logarithm of the model's range."
+    )
     parser.add_argument("--notes", default="", help="Text for the card: data, machine, how it was trained.")
     args = parser.parse_args()
 
@@ -42,9 +44,9 @@ def main():
     names = sorted(name for name in os.listdir(args.images) if name.lower().endswith(commands.PICTURE_EXTENSIONS))
     pictures = [codec.read_picture(os.path.join(args.images, name)) for name in names]
     rows = []
-    for lmbda in np.exp(np.linspace(np.log(info.config.lmbda_min), np.log(info.config.lmbda_max), args.points)):
-        lmbda = float(min(max(lmbda, info.config.lmbda_min), info.config.lmbda_max))
-        rows.append(evaluation.measure_model(model, pictures, lmbda))
+    points = evaluation.operating_points(info.config, args.points)
+    for point in points:
+        rows.append(evaluation.measure_model(model, pictures, **point))
         print({key: round(value, 5) for key, value in rows[-1].items()}, flush=True)
     jpeg = [evaluation.measure_jpeg(pictures, quality) for quality in JPEG_QUALITIES]
     gains = [{"bpp": rate, **{k: evaluation.gain_at(rows, jpeg, rate, k) for k in ("psnr-rgb", "ms-ssim-rgb")}} for rate in RATES]
@@ -62,12 +64,15 @@ def main():
     training = config["card"].get("training", {})
     size = os.path.getsize(os.path.join(info.path, zoo.WEIGHTS_FILE))
     parameters = sum(int(np.prod(v.shape)) for v in model.trainable_variables)
-    columns = [("lambda", "lmbda", ".5f"), ("bpp", "bpp", ".4f"), ("PSNR RGB, dB", "psnr-rgb", ".3f"), ("MS-SSIM RGB", "ms-ssim-rgb", ".5f")]
+    columns = [(name, name, ".5g") for name in points[0]] + [
+        ("bpp", "bpp", ".4f"),
+        ("PSNR RGB, dB", "psnr-rgb", ".3f"),
+        ("MS-SSIM RGB", "ms-ssim-rgb", ".5f"),
+    ]
     columns += [("encoding, s", "encoding_time", ".2f"), ("decoding, s", "decoding_time", ".2f")]
     text = f"""# {info.name}
 
-{info.model}, {parameters / 1e6:.2f} million parameters, {size / 2**20:.1f} MiB, lambda {info.config.lmbda_min:g} to
-{info.config.lmbda_max:g}, fingerprint {info.fingerprint}.
+{info.model}, {parameters / 1e6:.2f} million parameters, {size / 2**20:.1f} MiB, {info.config.rates}, fingerprint {info.fingerprint}.
 
 {config["card"]["notes"]}
 
@@ -86,7 +91,7 @@ Gain over Pillow's JPEG (4:2:0) at equal rate:
 
 JPEG in the same run:
 
-{table(jpeg, [("quality", "quality", ".0f"), *columns[1:]])}
+{table(jpeg, [("quality", "quality", ".0f"), *columns[len(points[0]) :]])}
 
 ![Rate-distortion curve](curve.png)
 

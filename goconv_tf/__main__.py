@@ -1,4 +1,4 @@
-"""Command line: python -m goconv_tf compress | decompress | info | models."""
+"""Command line: python -m goconv_tf compress | decompress | truncate | info | import_tf1 | models."""
 
 import sys
 
@@ -29,6 +29,12 @@ def add_size_limit(parser):
     )
 
 
+def add_allow_truncated(parser):
+    parser.add_argument(
+        "--allow_truncated", action="store_true", help="Take the whole layers of a scalable stream that is cut short or damaged after them."
+    )
+
+
 def make_parser():
     parser = argparse_flags.ArgumentParser(
         prog="python -m goconv_tf",
@@ -49,12 +55,17 @@ def make_parser():
     rate.add_argument(
         "--lmbda", type=_positive, help="Lagrangian: higher means better pictures and larger files (default: the middle of the model's range)."
     )
-    rate.add_argument("--target_bpp", type=_positive, help="Bits per pixel that each file shall have, within 1 %%.")
+    rate.add_argument(
+        "--target_bpp", type=_positive, help="Bits per pixel that each file shall have, within 1 %%; of a scalable model, shall not exceed."
+    )
+    rate.add_argument("--layers", type=int, help="How many layers of a scalable model to code (default: all).")
     p.add_argument("--entropy_coder", choices=("tfc", "range-coder"), default="tfc", help="Range coder to use (default: %(default)s).")
     p.add_argument("--verify", action="store_true", help="Decode each file before it is written; print PSNR, MS-SSIM and a hash of the pixels.")
     add_size_limit(p)
     p.set_defaults(
-        run=lambda a: commands.compress(a.input, a.model, a.output_dir, a.lmbda, a.target_bpp, a.entropy_coder, a.verify, int(a.max_megapixels * 1e6))
+        run=lambda a: commands.compress(
+            a.input, a.model, a.output_dir, a.lmbda, a.target_bpp, a.entropy_coder, a.verify, int(a.max_megapixels * 1e6), a.layers
+        )
     )
 
     p = sub.add_parser(
@@ -64,12 +75,33 @@ def make_parser():
     p.add_argument("--model", help="Zoo name, model folder or training folder, if the zoo does not have the model.")
     p.add_argument("--output_dir", help="Folder for the pictures; made if missing.")
     add_size_limit(p)
-    p.set_defaults(run=lambda a: commands.decompress(a.input, a.model, a.output_dir, int(a.max_megapixels * 1e6)))
+    p.add_argument("--layers", type=int, help="Decode only the first so many layers of a scalable stream.")
+    add_allow_truncated(p)
+    p.set_defaults(run=lambda a: commands.decompress(a.input, a.model, a.output_dir, int(a.max_megapixels * 1e6), a.layers, a.allow_truncated))
+
+    p = sub.add_parser(
+        "truncate", help="Cut a scalable stream to its first layers.", description="Cuts a scalable stream to its first layers, without decoding it."
+    )
+    p.add_argument("input", help="IN.gcv")
+    p.add_argument("output", help="OUT.gcv")
+    rate = p.add_mutually_exclusive_group(required=True)
+    rate.add_argument("--layers", type=int, help="Layers to keep.")
+    rate.add_argument("--target_bpp", type=_positive, help="Keep as many as fit into these bits per pixel.")
+    add_size_limit(p)
+    p.set_defaults(run=lambda a: commands.truncate(a.input, a.output, a.layers, a.target_bpp, int(a.max_megapixels * 1e6)))
 
     p = sub.add_parser("info", help="What a compressed file says of itself, as JSON.")
     p.add_argument("input", help="IN.gcv")
     add_size_limit(p)
-    p.set_defaults(run=lambda a: commands.info(a.input, int(a.max_megapixels * 1e6)))
+    add_allow_truncated(p)
+    p.set_defaults(run=lambda a: commands.info(a.input, int(a.max_megapixels * 1e6), a.allow_truncated))
+
+    p = sub.add_parser("import_tf1", help="An original's TensorFlow 1 checkpoint to a model folder.")
+    p.add_argument("checkpoint", help="The checkpoint's prefix, such as model.ckpt-400000, or its folder.")
+    p.add_argument("--model", required=True, choices=("scalable_rnn",), help="Whose checkpoint it is.")
+    p.add_argument("--output", required=True, help="Folder to write; must not exist.")
+    p.add_argument("--name", help="What streams call the model (default: the folder's name).")
+    p.set_defaults(run=lambda a: commands.import_tf1(a.checkpoint, a.model, a.output, a.name))
 
     p = sub.add_parser("models", help="Pretrained models, with sizes and rates.")
     p.add_argument("--verbose", action="store_true", help="Also print their folders and cards.")

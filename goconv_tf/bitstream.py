@@ -2,16 +2,18 @@ r"""Bytes of a compressed file <-> named fields. No TensorFlow, and nothing else
 
     offset  bytes
     0       4      magic  89 47 43 56  ("\x89GCV")
-    4       1      version of this layout
+    4       1      version of this format
     5       1      entropy coder
     6       4      model id: CRC-32 of the model's name
     10      4      fingerprint of its weights and coding tables
-    14      4      operating point: lambda * 2^31, rounded
-    18      4      CRC-32 of all coded integers ("latents")
-    22      1-5    height, as a little-endian base-128 number
+    14      4      operating point: lambda * 2^31, rounded; 0 for models without one
+    18      1-5    height, as a little-endian base-128 number
             1-5    width
-            1      number of sections
-    then for each section
+            1      number of layers, most important first; 1 for models that are not scalable
+            1      number of sections of a layer
+    then for each layer
+            4      CRC-32 of all coded integers ("latents") of it and the layers before
+      and for each of its sections
             1-5    its length
             2      CRC-16 of everything before it and of its payload
             n      payload
@@ -22,17 +24,18 @@ Numbers of fixed size are little-endian.
 import binascii
 import dataclasses
 import struct
-from typing import List
+from typing import List, NamedTuple
 
 from goconv_tf.errors import BitstreamError
 
 MAGIC = b"\x89GCV"
-VERSION = 1
+VERSION = 2
 CODER_NAMES = ("tfc", "range-coder")
 LMBDA_SCALE = 2**31
-MAX_SECTIONS = 64
+MAX_LAYERS = 32
+MAX_SECTIONS = 64  # of a layer
 
-_FIXED = struct.Struct("<4sBBIIII")
+_FIXED = struct.Struct("<4sBBIII")
 
 
 def quantize_lmbda(lmbda: float) -> int:
@@ -47,18 +50,38 @@ def dequantize_lmbda(code: int) -> float:
     return code / LMBDA_SCALE
 
 
+class Layer(NamedTuple):
+    """What adds one step of quality. checksum: of the integers so far; sections: the substreams in coding order."""
+
+    checksum: int
+    sections: List[bytes]
+
+
 @dataclasses.dataclass
 class Stream:
-    """A compressed picture. height, width: of the picture, pixels; sections: the substreams in coding order."""
+    """A compressed picture. height, width: of the picture, pixels; missing: layers that the file should have but has not."""
 
     coder: str
     model_id: int
     fingerprint: int
     lmbda_code: int
-    checksum: int
     height: int
     width: int
-    sections: List[bytes]
+    layers: List[Layer]
+    missing: int = 0
+
+    @property
+    def payload(self) -> int:
+        """Bytes of all sections."""
+        return sum(len(section) for layer in self.layers for section in layer.sections)
+
+    def layer_bytes(self) -> List[int]:
+        """Bytes of the file up to the end of each layer."""
+        return [len(pack(self.cut(count))) for count in range(1, len(self.layers) + 1)]
+
+    def cut(self, count: int) -> "Stream":
+        """The stream with its first `count` layers only, whole in itself."""
+        return dataclasses.replace(self, layers=self.layers[:count], missing=0)
 
 
 def _varint(number: int) -> bytes:
@@ -72,24 +95,22 @@ def _varint(number: int) -> bytes:
 
 def pack(stream: Stream) -> bytes:
     """The file's bytes."""
-    out = bytearray(
-        _FIXED.pack(
-            MAGIC,
-            VERSION,
-            CODER_NAMES.index(stream.coder),
-            stream.model_id,
-            stream.fingerprint,
-            stream.lmbda_code,
-            stream.checksum,
-        )
-    )
-    out += _varint(stream.height) + _varint(stream.width) + _varint(len(stream.sections))
-    crc = binascii.crc_hqx(bytes(out), 0)
-    for section in stream.sections:
-        length = _varint(len(section))
-        crc = binascii.crc_hqx(section, binascii.crc_hqx(length, crc))
-        out += length + struct.pack("<H", crc) + section
+    out = bytearray(_FIXED.pack(MAGIC, VERSION, CODER_NAMES.index(stream.coder), stream.model_id, stream.fingerprint, stream.lmbda_code))
+    out += _varint(stream.height) + _varint(stream.width) + _varint(len(stream.layers)) + _varint(len(stream.layers[0].sections))
+    crc = 0
+    checked = 0  # how much of `out` the checksum covers
+    for layer in stream.layers:
+        out += struct.pack("<I", layer.checksum)
+        for section in layer.sections:
+            out += _varint(len(section))
+            crc = binascii.crc_hqx(section, binascii.crc_hqx(bytes(out[checked:]), crc))
+            out += struct.pack("<H", crc) + section
+            checked = len(out)
     return bytes(out)
+
+
+class _CutShort(BitstreamError):
+    pass
 
 
 class _Reader:
@@ -98,7 +119,7 @@ class _Reader:
 
     def take(self, count):
         if self.position + count > len(self.data):
-            raise BitstreamError("the file is cut short")
+            raise _CutShort("the file is cut short")
         self.position += count
         return self.data[self.position - count : self.position]
 
@@ -112,8 +133,13 @@ class _Reader:
         raise BitstreamError("the file is damaged: a number in it is too long")
 
 
-def unpack(data: bytes, max_pixels: int) -> Stream:
+def unpack(data: bytes, max_pixels: int, allow_truncated: bool = False) -> Stream:
     """The stream in a file's bytes.
+
+    Args:
+      max_pixels: the largest picture that is accepted.
+      allow_truncated: of a file that is cut short or damaged, give the layers before that; `missing`
+        of the stream counts the others.
 
     Raises:
       BitstreamError: if it is not a stream of ours or of another version, is cut short, damaged,
@@ -126,28 +152,40 @@ def unpack(data: bytes, max_pixels: int) -> Stream:
     if len(data) > 4 and data[4] != VERSION:
         raise BitstreamError(f"a goconv_tf file of version {data[4]}; this program reads version {VERSION}")
     reader = _Reader(data)
-    _, _, coder, model_id, fingerprint, lmbda_code, checksum = _FIXED.unpack(reader.take(_FIXED.size))
-    height, width, count = reader.varint(), reader.varint(), reader.varint()
-    if count > MAX_SECTIONS:
-        raise BitstreamError("the file is damaged: too many sections")
-    crc = binascii.crc_hqx(data[: reader.position], 0)
-    sections = []
-    for number in range(count):
-        start = reader.position
-        length = reader.varint()
-        crc = binascii.crc_hqx(data[start : reader.position], crc)
-        stored = struct.unpack("<H", reader.take(2))[0]
-        section = reader.take(length)
-        crc = binascii.crc_hqx(section, crc)
-        if crc != stored:
-            raise BitstreamError(f"the file is damaged: the checksum of section {number + 1} of {count} is wrong")
-        sections.append(section)
-    if reader.position != len(data):
-        raise BitstreamError(f"the file is damaged: {len(data) - reader.position} bytes follow its end")
+    _, _, coder, model_id, fingerprint, lmbda_code = _FIXED.unpack(reader.take(_FIXED.size))
+    height, width, layer_count, section_count = (reader.varint() for _ in range(4))
+    if not 0 < layer_count <= MAX_LAYERS or not 0 < section_count <= MAX_SECTIONS:
+        raise BitstreamError(f"the file is damaged: {layer_count} layers of {section_count} sections")
+    layers: List[Layer] = []
+    crc = 0
+    checked = 0  # how much of the file the checksum covers
+    try:
+        for number in range(layer_count):
+            layer = Layer(struct.unpack("<I", reader.take(4))[0], [])
+            for _ in range(section_count):
+                length = reader.varint()
+                crc = binascii.crc_hqx(data[checked : reader.position], crc)
+                stored = struct.unpack("<H", reader.take(2))[0]
+                section = reader.take(length)
+                crc = binascii.crc_hqx(section, crc)
+                if crc != stored:
+                    place = f"section {len(layer.sections) + 1} of {section_count}" + (f" in layer {number + 1}" if layer_count > 1 else "")
+                    raise BitstreamError(f"the file is damaged: the checksum of {place} is wrong")
+                layer.sections.append(section)
+                checked = reader.position
+            layers.append(layer)
+        if reader.position != len(data):
+            raise BitstreamError(f"the file is damaged: {len(data) - reader.position} bytes follow its end")
+    except BitstreamError as error:
+        partial = 0 < len(layers) < layer_count
+        if not partial:
+            raise
+        if not allow_truncated:
+            raise BitstreamError(f"{error}; its first {len(layers)} of {layer_count} layers are whole (see --allow_truncated)") from None
     if coder >= len(CODER_NAMES):
         raise BitstreamError(f"the file needs an entropy coder this program does not know (number {coder})")
     if not 0 < height * width <= max_pixels:
         raise BitstreamError(f"the file claims {width} x {height} pixels; the limit is {max_pixels} (see --max_megapixels)")
-    if not 0 < lmbda_code < LMBDA_SCALE:
+    if lmbda_code >= LMBDA_SCALE:
         raise BitstreamError("the file is damaged: lambda is out of range")
-    return Stream(CODER_NAMES[coder], model_id, fingerprint, lmbda_code, checksum, height, width, sections)
+    return Stream(CODER_NAMES[coder], model_id, fingerprint, lmbda_code, height, width, layers, layer_count - len(layers))

@@ -2,7 +2,7 @@
 
 import contextlib
 import math
-from typing import NamedTuple
+from typing import NamedTuple, Optional
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -63,15 +63,18 @@ def read_picture(path, max_pixels: int = MAX_PIXELS):
 class Compressed(NamedTuple):
     """A compressed picture.
 
-    data: the file's bytes. lmbda: the operating point. bpp: bits of the whole file per pixel.
-    reconstruction: uint8 [h, w, 3], what decoding gives, if asked for. codings: how often it was coded.
+    data: the file's bytes. lmbda: the operating point; None for models without one. bpp: bits of the whole
+    file per pixel. reconstruction: uint8 [h, w, 3], what decoding gives, if asked for. codings: how often it
+    was coded. layers: layers in the file. pictures: what each number of layers gives, if asked for.
     """
 
     data: bytes
-    lmbda: float
+    lmbda: Optional[float]
     bpp: float
     reconstruction: object
     codings: int
+    layers: int = 1
+    pictures: tuple = ()
 
 
 def _padded(n, alignment):
@@ -100,25 +103,36 @@ def check_memory(model, height, width) -> None:
         raise GoConvError(f"{width} x {height} pixels need about {needed / 2**30:.1f} GiB of memory; {available / 2**30:.1f} GiB are available")
 
 
-def check_lmbda(model, lmbda):
-    """RateError unless the model was trained for lambda."""
+def check_operating_point(model, lmbda=None, target_bpp=None, layers=None):
+    """RateError unless the model can be asked for these."""
     config = model.config
-    if not config.lmbda_min <= lmbda <= config.lmbda_max:
-        raise RateError(f"lambda {lmbda:g} is outside the model's range, {config.lmbda_min:g} to {config.lmbda_max:g}")
+    scalable = len(config.layers) > 1
+    if lmbda is not None:
+        if not model.has_lambda:
+            raise RateError(f"{config.model} has no lambda to choose" + ("; it has layers" if scalable else ": it was trained for one"))
+        if not config.lmbda_min <= lmbda <= config.lmbda_max:
+            raise RateError(f"lambda {lmbda:g} is outside the model's range, {config.lmbda_min:g} to {config.lmbda_max:g}")
+    if target_bpp is not None and not (model.has_lambda or scalable):
+        raise RateError(f"{config.model} has one rate, which cannot be chosen")
+    if layers is not None and not 1 <= layers <= len(config.layers):
+        raise RateError(f"{layers} layers were asked for; the model has {len(config.layers)}")
 
 
-def compress(model, picture, lmbda=None, target_bpp=None, entropy_coder="tfc", reconstruct=False) -> Compressed:
+def compress(model, picture, lmbda=None, target_bpp=None, entropy_coder="tfc", reconstruct=False, layers=None) -> Compressed:
     """Compresses uint8 [h, w, 3] with a model from `zoo.load_pretrained`.
 
     Args:
-      lmbda: the operating point; default: the geometric middle of the model's range.
-      target_bpp: instead of lmbda, the bits per pixel that the whole file shall have, within 1 %.
+      lmbda: the operating point of a model that has one; default: the geometric middle of its range.
+      target_bpp: instead of lmbda, the bits per pixel that the whole file shall have, within 1 %; of a scalable
+        model, which it shall not exceed.
       entropy_coder: "tfc" or "range-coder".
       reconstruct: also give the decoded picture.
+      layers: how many layers of a scalable model to code; default: all.
 
     Raises:
-      RateError: if lmbda or target_bpp are out of the model's reach.
+      RateError: if lmbda, target_bpp or layers are out of the model's reach.
     """
+    check_operating_point(model, lmbda, target_bpp, layers)
     height, width = picture.shape[:2]
     padded_size = [_padded(n, model.alignment) for n in (height, width)]
     check_memory(model, *padded_size)
@@ -129,29 +143,40 @@ def compress(model, picture, lmbda=None, target_bpp=None, entropy_coder="tfc", r
     def code(value):
         nonlocal codings
         codings += 1
-        lmbda_code = bitstream.quantize_lmbda(value)
+        lmbda_code = bitstream.quantize_lmbda(value) if model.has_lambda else 0
         exact = bitstream.dequantize_lmbda(lmbda_code)
-        coded = model.compress(padded, exact, entropy_coder, reconstruct)
-        data = bitstream.pack(
-            bitstream.Stream(
-                entropy_coder,
-                info.model_id,
-                int(info.fingerprint, 16),
-                lmbda_code,
-                coded.checksum,
-                height,
-                width,
-                list(coded.strings.values()),
-            )
+        coded = model.compress(padded, exact, entropy_coder, reconstruct, layers)
+        sections = [[coded.strings[name] for name in names] for names in model.config.layers[: len(coded.checksums)]]
+        stream = bitstream.Stream(
+            entropy_coder,
+            info.model_id,
+            int(info.fingerprint, 16),
+            lmbda_code,
+            height,
+            width,
+            [bitstream.Layer(checksum, strings) for checksum, strings in zip(coded.checksums, sections)],
         )
-        shown = None if coded.reconstruction is None else coded.reconstruction[:height, :width]
-        return Compressed(data, exact, 8 * len(data) / (height * width), shown, codings)
+        if target_bpp is not None and not model.has_lambda:
+            stream = cut_to_rate(stream, target_bpp)
+        data = bitstream.pack(stream)
+        pictures = tuple(picture[:height, :width] for picture in coded.pictures[: len(stream.layers)])
+        shown = pictures[-1] if pictures else None
+        return Compressed(data, exact or None, 8 * len(data) / (height * width), shown, codings, len(stream.layers), pictures)
 
+    if not model.has_lambda:
+        return code(None)
     if target_bpp is None:
-        value = math.sqrt(model.config.lmbda_min * model.config.lmbda_max) if lmbda is None else lmbda
-        check_lmbda(model, value)
-        return code(value)
+        return code(math.sqrt(model.config.lmbda_min * model.config.lmbda_max) if lmbda is None else lmbda)
     return search_rate(code, target_bpp, model.config.lmbda_min, model.config.lmbda_max)
+
+
+def cut_to_rate(stream, target_bpp) -> "bitstream.Stream":
+    """The stream with as many layers as fit into target_bpp, bits of the whole file per pixel; RateError if none does."""
+    rates = [8 * size / (stream.height * stream.width) for size in stream.layer_bytes()]
+    count = sum(rate <= target_bpp for rate in rates)
+    if not count:
+        raise RateError(f"{target_bpp:g} bpp is out of reach: the first layer alone takes {rates[0]:.4f} bpp")
+    return stream.cut(count)
 
 
 def search_rate(code, target, lowest, highest) -> Compressed:
@@ -220,23 +245,36 @@ def find_stream_model(stream) -> "zoo.ModelInfo":
     return exact[0]
 
 
-def decompress(model, data, max_pixels: int = MAX_PIXELS):
+def decompress(model, data, max_pixels: int = MAX_PIXELS, layers=None, allow_truncated: bool = False):
     """The picture uint8 [h, w, 3] in a compressed file's bytes.
+
+    Args:
+      layers: decode only so many layers of a scalable stream.
+      allow_truncated: decode the whole layers of a scalable stream that is cut short or damaged after them.
 
     Raises:
       BitstreamError: if it is not a whole, undamaged stream.
       ModelMismatchError: if another model or other weights wrote it.
     """
-    stream = bitstream.unpack(data, max_pixels)
+    return decode(model, bitstream.unpack(data, max_pixels, allow_truncated), layers)
+
+
+def decode(model, stream, layers=None):
+    """The picture in a `bitstream.Stream`; as `decompress`."""
     check_model(stream, model.info)
-    names = model.latent_names
-    if len(stream.sections) != len(names):
-        raise BitstreamError(f"the file is damaged: {len(stream.sections)} sections instead of {len(names)}")
+    names = model.config.layers
+    if len(stream.layers) + stream.missing > len(names) or any(len(s.sections) != len(n) for s, n in zip(stream.layers, names)):
+        raise BitstreamError(f"the file is damaged: it has other layers than {model.info.name} codes")
+    if (stream.lmbda_code > 0) != model.has_lambda:
+        raise BitstreamError("the file is damaged: lambda is out of range")
+    if layers is not None and not 1 <= layers <= len(stream.layers):
+        raise RateError(f"{layers} layers were asked for; the file has {len(stream.layers)}")
     padded_size = [_padded(n, model.alignment) for n in (stream.height, stream.width)]
     check_memory(model, *padded_size)
+    used = stream.layers[:layers]
     picture = model.decompress(
-        dict(zip(names, stream.sections)),
-        stream.checksum,
+        {name: section for group, layer in zip(names, used) for name, section in zip(group, layer.sections)},
+        [layer.checksum for layer in used],
         *padded_size,
         bitstream.dequantize_lmbda(stream.lmbda_code),
         stream.coder,

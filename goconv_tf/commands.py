@@ -109,21 +109,24 @@ def for_each(pairs, action, output_dir=None):
     return failures
 
 
-def compress(inputs, model, output_dir=None, lmbda=None, target_bpp=None, entropy_coder="tfc", verify=False, max_pixels=codec.MAX_PIXELS):
+def compress(
+    inputs, model, output_dir=None, lmbda=None, target_bpp=None, entropy_coder="tfc", verify=False, max_pixels=codec.MAX_PIXELS, layers=None
+):
     """The compress command; returns the exit status."""
     if lmbda is not None and target_bpp is not None:
         raise UsageError("give one of --lmbda and --target_bpp, not both")
     pairs = plan(inputs, output_dir, PICTURE_EXTENSIONS, STREAM_EXTENSION)
     loaded = zoo.load_pretrained(model)
-    if lmbda is not None:
-        codec.check_lmbda(loaded, lmbda)
+    codec.check_operating_point(loaded, lmbda, target_bpp, layers)
 
     def action(source, target):
         from goconv_tf import metrics
 
         picture = codec.read_picture(source, max_pixels)
-        result = codec.compress(loaded, picture, lmbda, target_bpp, entropy_coder, reconstruct=verify)
-        line = f"{len(result.data)} bytes, {result.bpp:.4f} bpp, lambda {result.lmbda:.6g}"
+        result = codec.compress(loaded, picture, lmbda, target_bpp, entropy_coder, verify, layers)
+        line = f"{len(result.data)} bytes, {result.bpp:.4f} bpp"
+        line += f", lambda {result.lmbda:.6g}" if loaded.has_lambda else ""
+        line += f", {result.layers} layers" if len(loaded.config.layers) > 1 else ""
         if verify:
             decoded = codec.decompress(loaded, result.data, max_pixels)
             if (decoded != result.reconstruction).any():
@@ -143,38 +146,66 @@ def picture_hash(picture) -> str:
     return hashlib.sha256(picture.tobytes()).hexdigest()[:16]
 
 
-def decompress(inputs, model=None, output_dir=None, max_pixels=codec.MAX_PIXELS):
+def decompress(inputs, model=None, output_dir=None, max_pixels=codec.MAX_PIXELS, layers=None, allow_truncated=False):
     """The decompress command; returns the exit status."""
     pairs = plan(inputs, output_dir, (STREAM_EXTENSION,), PICTURE_EXTENSION)
     loaded = {}
 
     def action(source, target):
-        data = read_stream_file(source)
         # Everything that can be wrong without the network is found before it is loaded.
-        stream = bitstream.unpack(data, max_pixels)
+        stream = bitstream.unpack(read_stream_file(source), max_pixels, allow_truncated)
         info = zoo.find_model(model) if model else codec.find_stream_model(stream)
         codec.check_model(stream, info)
         if info.path not in loaded:
             loaded[info.path] = zoo.load_pretrained(info.path)
-        picture = codec.decompress(loaded[info.path], data, max_pixels)
+        picture = codec.decode(loaded[info.path], stream, layers)
         write_picture(target, picture)
-        return f"{picture.shape[1]} x {picture.shape[0]}, pixels {picture_hash(picture)}"
+        count = len(stream.layers) + stream.missing
+        shown = f", {layers or len(stream.layers)} of {count} layers" if count > 1 else ""
+        shown += f" (the last {stream.missing} are missing or damaged)" if stream.missing else ""
+        return f"{picture.shape[1]} x {picture.shape[0]}{shown}, pixels {picture_hash(picture)}"
 
     return 1 if for_each(pairs, action, output_dir) else 0
 
 
-def info(path, max_pixels=codec.MAX_PIXELS):
+def truncate(source, target, layers=None, target_bpp=None, max_pixels=codec.MAX_PIXELS):
+    """The truncate command: cuts a scalable stream to its first layers, without decoding or TensorFlow; returns the exit status."""
+
+    def action(source, target):
+        stream = bitstream.unpack(read_stream_file(source), max_pixels)
+        if layers is not None and not 1 <= layers <= len(stream.layers):
+            raise UsageError(f"{layers} layers were asked for; the file has {len(stream.layers)}")
+        stream_cut = stream.cut(layers) if target_bpp is None else codec.cut_to_rate(stream, target_bpp)
+        data = bitstream.pack(stream_cut)
+        atomic_write(target, data)
+        return f"{len(data)} bytes, {8 * len(data) / (stream.height * stream.width):.4f} bpp, {len(stream_cut.layers)} of {len(stream.layers)} layers"
+
+    return 1 if for_each([(source, target)], action) else 0
+
+
+def info(path, max_pixels=codec.MAX_PIXELS, allow_truncated=False):
     """The info command: prints JSON; does not import TensorFlow."""
     data = read_stream_file(path)
     try:
-        stream = bitstream.unpack(data, max_pixels)
+        stream = bitstream.unpack(data, max_pixels, allow_truncated)
     except BitstreamError as error:
         raise BitstreamError(f"{path}: {error}") from None
     models = [m for m in zoo.all_models() if m.model_id == stream.model_id]
     model = max(models, key=lambda m: m.fingerprint == f"{stream.fingerprint:08x}", default=None)
-    names = list(section_names(model.model)) if model else []
-    names = names if len(names) == len(stream.sections) else [f"section_{k}" for k in range(len(stream.sections))]
     pixels = stream.height * stream.width
+    layers = []
+    for number, (layer, size) in enumerate(zip(stream.layers, stream.layer_bytes())):
+        names = model.config.layers[number] if model and number < len(model.config.layers) else ()
+        names = names if len(names) == len(layer.sections) else [f"section_{k}" for k in range(len(layer.sections))]
+        layers.append(
+            {
+                "bytes": size - (layers[-1]["bytes_so_far"] if layers else 0),
+                "bytes_so_far": size,
+                "bpp_so_far": 8 * size / pixels,
+                "latents_checksum": f"{layer.checksum:08x}",
+                "substreams": {name: {"bytes": len(s), "bpp": 8 * len(s) / pixels} for name, s in zip(names, layer.sections)},
+            }
+        )
     contents = {
         "format_version": bitstream.VERSION,
         "width": stream.width,
@@ -184,21 +215,30 @@ def info(path, max_pixels=codec.MAX_PIXELS):
         "fingerprint": f"{stream.fingerprint:08x}",
         "weights_match": model is not None and model.fingerprint == f"{stream.fingerprint:08x}",
         "entropy_coder": stream.coder,
-        "lmbda": bitstream.dequantize_lmbda(stream.lmbda_code),
+        "lmbda": bitstream.dequantize_lmbda(stream.lmbda_code) or None,
         "lmbda_code": stream.lmbda_code,
-        "latents_checksum": f"{stream.checksum:08x}",
         "bytes": len(data),
         "bpp": 8 * len(data) / pixels,
-        "header_bytes": len(data) - sum(map(len, stream.sections)),
-        "substreams": {name: {"bytes": len(s), "bpp": 8 * len(s) / pixels} for name, s in zip(names, stream.sections)},
+        "header_bytes": layers[-1]["bytes_so_far"] - stream.payload,
+        "missing_layers": stream.missing,
+        "layers": layers,
     }
     print(json.dumps(contents, indent=1))
     return 0
 
 
-def section_names(model: str):
-    """Names of a model's substreams in coding order."""
-    return {"variable_rate": ("z_low", "z_high", "y_low", "y_high")}[model]
+def import_tf1(checkpoint, model, output, name=None):
+    """The import_tf1 command: an original's TensorFlow 1 checkpoint to a model folder; returns the exit status."""
+    from goconv_tf import tf1
+
+    if os.path.exists(output) and (not os.path.isdir(output) or os.listdir(output)):
+        raise UsageError(f"{output}: exists; name a new folder")
+    imported = tf1.IMPORTERS[model](checkpoint)
+    name = name or os.path.basename(os.path.abspath(output))
+    card = {"notes": f"Imported from the TensorFlow 1 checkpoint {os.path.basename(os.path.normpath(checkpoint))}."}
+    info = zoo.save_pretrained(imported, output, name, card)
+    print(f"{output}: {info.name}, {info.model}, {imported.count_params()} parameters, {info.config.rates}, fingerprint {info.fingerprint}")
+    return 0
 
 
 def models(verbose=False):
@@ -210,7 +250,7 @@ def models(verbose=False):
         size = os.path.getsize(os.path.join(model.path, zoo.WEIGHTS_FILE)) / 2**20
         rates = [row["bpp"] for row in model.card.get("kodak", [])]
         reach = f"{min(rates):.2f} to {max(rates):.2f} bpp on Kodak" if rates else "rates not measured"
-        print(f"{model.name}: {model.model}, {size:.1f} MiB, lambda {model.config.lmbda_min:g} to {model.config.lmbda_max:g}, {reach}")
+        print(f"{model.name}: {model.model}, {size:.1f} MiB, {model.config.rates}, {reach}")
         if verbose:
             print(f"  {model.path}\n  " + json.dumps(model.card, indent=1).replace("\n", "\n  "))
     return 0

@@ -13,16 +13,32 @@ def _mean(rows: List[dict]) -> Dict[str, float]:
     return {key: float(np.mean([row[key] for row in rows])) for key in rows[0]}
 
 
-def measure_model(model, pictures, lmbda, entropy_coder="tfc") -> Dict[str, float]:
-    """Means over pictures, uint8 [h, w, 3]: bpp of the whole file, psnr-rgb in dB, ms-ssim-rgb (linear), seconds."""
+def operating_points(config, count: int = 8) -> List[dict]:
+    """What `codec.compress` is to be asked for, so that it spans a model's rates: lambdas, numbers of layers, or nothing.
+
+    count: how many lambdas, spread evenly over the logarithm of the range.
+    """
+    if hasattr(config, "lmbda_min"):
+        lambdas = np.exp(np.linspace(np.log(config.lmbda_min), np.log(config.lmbda_max), count))
+        return [{"lmbda": float(min(max(lmbda, config.lmbda_min), config.lmbda_max))} for lmbda in lambdas]
+    if len(config.layers) > 1:
+        return [{"layers": count} for count in range(1, len(config.layers) + 1)]
+    return [{}]
+
+
+def measure_model(model, pictures, entropy_coder="tfc", **point) -> Dict[str, float]:
+    """Means over pictures, uint8 [h, w, 3]: bpp of the whole file, psnr-rgb in dB, ms-ssim-rgb (linear), seconds.
+
+    point: one of `operating_points`.
+    """
     rows = []
     for picture in pictures:
         begin = time.time()
-        data = codec.compress(model, picture, lmbda=lmbda, entropy_coder=entropy_coder).data
+        data = codec.compress(model, picture, entropy_coder=entropy_coder, **point).data
         middle = time.time()
         decoded = codec.decompress(model, data)
         rows.append(_row(picture, decoded, data, middle - begin, time.time() - middle))
-    return {"lmbda": lmbda, **_mean(rows)}
+    return {**point, **_mean(rows)}
 
 
 def measure_jpeg(pictures, quality) -> Dict[str, float]:

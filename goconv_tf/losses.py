@@ -6,6 +6,7 @@ import tensorflow as tf
 # in [0, 1] we multiply it by this, so that MSE counts in 8-bit units as in the other models.
 DISTORTION_SCALE = 255.0**2
 MSE_SHARE = 0.9
+MS_SSIM_SCALE = 2000.0
 
 _LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
 
@@ -51,13 +52,16 @@ def ms_ssim(a, b, peak=255.0):
 
 
 def distortion(original, reconstruction, kind):
-    """D of the loss, [batch], in squared 8-bit units.
+    """D of the loss, [batch], in squared 8-bit units; "mix" and "ms-ssim" need patches of at least 161 pixels a side.
 
     kind "mse": 255^2 * MSE. kind "mix": 255^2 * (0.9 * MSE + 0.1 * (1 - MS-SSIM of luma)), with MSE on
-    [0, 1] (Wang et al., arXiv 2009.13074); needs patches of at least 161 pixels a side.
+    [0, 1] (Wang et al., arXiv 2009.13074). kind "ms-ssim": 2000 * (1 - MS-SSIM of RGB), a scale at which a
+    lambda gives about the rate it gives with "mse" (CompressAI's pairs of lambdas: 1220 to 2440).
     """
-    error = mse(original, reconstruction)
     if kind == "mse":
-        return error
+        return mse(original, reconstruction)
+    if kind == "ms-ssim":
+        planes = [tf.concat(tf.split(x, 3, axis=-1), 0) for x in (original, reconstruction)]
+        return MS_SSIM_SCALE * (1 - tf.reduce_mean(tf.reshape(ms_ssim(*planes), [3, -1]), 0))
     similarity = ms_ssim(luma(original), luma(reconstruction))
-    return MSE_SHARE * error + DISTORTION_SCALE * (1 - MSE_SHARE) * (1 - similarity)
+    return MSE_SHARE * mse(original, reconstruction) + DISTORTION_SCALE * (1 - MSE_SHARE) * (1 - similarity)

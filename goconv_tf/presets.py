@@ -1,9 +1,17 @@
 """The papers' settings as data: one frozen dataclass a model, one registry of presets. No TensorFlow."""
 
 import dataclasses
-from typing import Dict, Optional, Tuple
+from typing import Any, Dict, Optional, Sequence, Tuple
 
 from goconv_tf.errors import UsageError
+
+
+def _make_tuples(config):
+    """JSON has lists only; a frozen config shall be hashable."""
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if isinstance(value, list):
+            object.__setattr__(config, field.name, tuple(value))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,10 +35,10 @@ class VariableRateConfig:
     lmbda_max: float = 0.5
 
     model = "variable_rate"
+    layers = (("z_low", "z_high", "y_low", "y_high"),)
 
     def __post_init__(self):
-        # JSON has lists only; a frozen config shall be hashable.
-        object.__setattr__(self, "estimation_widths", tuple(self.estimation_widths))
+        _make_tuples(self)
         if self.latents is None:
             object.__setattr__(self, "latents", self.filters)
         for name in ("filters", "latents"):
@@ -38,17 +46,104 @@ class VariableRateConfig:
             if low != int(low) or not 0 < low < getattr(self, name):
                 raise UsageError(f"{name} {getattr(self, name)} cannot be split with alpha {self.alpha:g}: both shares must be whole and positive")
 
+    @property
+    def rates(self) -> str:
+        """What can be chosen when coding, in words."""
+        return f"lambda {self.lmbda_min:g} to {self.lmbda_max:g}"
 
-PRESETS: Dict[str, Dict[str, VariableRateConfig]] = {
+    @property
+    def training_lambdas(self) -> Tuple[float, ...]:
+        """Nine lambdas, spread evenly over the logarithm of the range."""
+        return tuple(self.lmbda_min * (self.lmbda_max / self.lmbda_min) ** (k / 8) for k in range(9))
+
+    def adapt(self, num_filters: int = 0, num_latents: int = 0, lambdas: Sequence[float] = ()):
+        """The same with other widths (0: unchanged; without num_latents, M becomes N) and the range of the lambdas."""
+        changes: Dict[str, Any] = {}
+        if lambdas:
+            changes.update(lmbda_min=min(lambdas), lmbda_max=max(lambdas))
+        if num_filters:
+            changes.update(filters=num_filters, latents=num_latents or num_filters)
+        elif num_latents:
+            changes["latents"] = num_latents
+        return dataclasses.replace(self, **changes)
+
+
+@dataclasses.dataclass(frozen=True)
+class ScalableRNNConfig:
+    """Settings of `goconv_tf.models.ScalableRNN` (Su et al., ICIP 2020).
+
+    filters: channels of y and z, and of the hyper networks (the original's --num_filters).
+    input_filters: of the encoder's first convolution.
+    encoder_filters: of the encoder's three ConvLSTM cells.
+    decoder_filters: of the decoder's four; divisible by 4, as each is followed by depth-to-space.
+    iterations: layers of the stream.
+    hyperprior: whether y is coded with the RNN-based hyperprior, or with a factorized prior.
+    lambdas: Lagrangian of each layer; empty doubles them from 0.01 on.
+    """
+
+    filters: int = 128
+    input_filters: int = 64
+    encoder_filters: Tuple[int, ...] = (256, 512, 512)
+    decoder_filters: Tuple[int, ...] = (512, 512, 256, 128)
+    iterations: int = 4
+    hyperprior: bool = True
+    lambdas: Tuple[float, ...] = ()
+
+    model = "scalable_rnn"
+
+    def __post_init__(self):
+        if not self.lambdas:
+            object.__setattr__(self, "lambdas", [0.01 * 2**k for k in range(self.iterations)])
+        _make_tuples(self)
+        if not 1 <= self.iterations <= 32:
+            raise UsageError(f"iterations must be 1 to 32, not {self.iterations}")
+        if len(self.lambdas) != self.iterations:
+            raise UsageError(f"{len(self.lambdas)} lambdas for {self.iterations} iterations: one is needed for each")
+        if any(n % 4 for n in self.decoder_filters) or (self.hyperprior and self.filters % 4):
+            raise UsageError("filters before a depth-to-space must be multiples of 4")
+
+    @property
+    def layers(self) -> Tuple[Tuple[str, ...], ...]:
+        """Names of the latents, layer by layer, in coding order."""
+        kinds = ("z", "y") if self.hyperprior else ("y",)
+        return tuple(tuple(f"{kind}_{k}" for kind in kinds) for k in range(self.iterations))
+
+    @property
+    def rates(self) -> str:
+        return f"{self.iterations} layers"
+
+    @property
+    def training_lambdas(self) -> Tuple[float, ...]:
+        return self.lambdas
+
+    def adapt(self, num_filters: int = 0, num_latents: int = 0, lambdas: Sequence[float] = ()):
+        """The same with another --num_filters and one lambda for each iteration; as many iterations as lambdas."""
+        if num_latents:
+            raise UsageError("scalable_rnn has no --num_latents: --num_filters is the number of its latents' channels")
+        changes: Dict[str, Any] = {}
+        if num_filters:
+            changes["filters"] = num_filters
+        if lambdas:
+            changes.update(lambdas=tuple(lambdas), iterations=len(lambdas))
+        return dataclasses.replace(self, **changes)
+
+
+PRESETS: Dict[str, Dict[str, Any]] = {
     "variable_rate": {
         "paper": VariableRateConfig(),
         "base": VariableRateConfig(filters=192, lmbda_min=3e-4, lmbda_max=0.2),
         "small": VariableRateConfig(filters=64, latents=192, hyper_width=128, estimation_widths=(320, 256), lmbda_min=5e-4, lmbda_max=0.1),
         "tiny": VariableRateConfig(filters=8, hyper_width=8, estimation_widths=(16, 16), lmbda_min=1e-3, lmbda_max=0.1),
     },
+    "scalable_rnn": {
+        "paper": ScalableRNNConfig(),
+        "base": ScalableRNNConfig(input_filters=32, encoder_filters=(128, 256, 256), decoder_filters=(256, 256, 128, 64)),
+        "small": ScalableRNNConfig(filters=64, input_filters=16, encoder_filters=(32, 64, 96), decoder_filters=(96, 64, 48, 24)),
+        "tiny": ScalableRNNConfig(filters=8, input_filters=4, encoder_filters=(8, 8, 8), decoder_filters=(8, 8, 8, 8), iterations=3),
+    },
 }
 
-CONFIGS = {"variable_rate": VariableRateConfig}
+CONFIGS = {"variable_rate": VariableRateConfig, "scalable_rnn": ScalableRNNConfig}
 
 
 def get_preset(model: str, preset: str):

@@ -16,18 +16,24 @@ from absl import app, flags
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
-_DEFAULT_LAMBDAS = ["0.0005", "0.001", "0.002", "0.004", "0.008", "0.016", "0.032", "0.06", "0.1"]
-
-flags.DEFINE_string("model", "variable_rate", "Model to train.")
+flags.DEFINE_string("model", "variable_rate", "Model to train: variable_rate or scalable_rnn.")
 flags.DEFINE_string("preset", "small", "Preset of the model: paper, base, small or tiny.")
-flags.DEFINE_integer("num_filters", 0, "N, filters per layer, instead of the preset's.", lower_bound=0)
+flags.DEFINE_integer("num_filters", 0, "N, filters per layer (scalable_rnn: channels of its latents), instead of the preset's.", lower_bound=0)
 flags.DEFINE_integer("num_latents", 0, "M, channels of y, instead of the preset's (or of N, when --num_filters is given).", lower_bound=0)
 flags.DEFINE_multi_string("train_glob", [], "Glob pattern, or folder, of training pictures (PNG, JPEG, WebP). May be repeated.")
 flags.DEFINE_string("checkpoint_dir", None, "Folder of the run: saves, logs, exports.")
 flags.DEFINE_string("name", None, "Name of the exported model. Default: the folder's name.")
-flags.DEFINE_list("lambdas", _DEFAULT_LAMBDAS, "Lagrangians; one is drawn for every training patch.")
+flags.DEFINE_list(
+    "lambdas",
+    [],
+    "Lagrangians. variable_rate: one is drawn for every training patch (default: nine that span the preset's range). "
+    "scalable_rnn: one for each layer (default: the preset's).",
+)
 flags.DEFINE_enum(
-    "distortion", "mse", ["mse", "mix"], "D of the loss: MSE, or the paper's 0.9 MSE + 0.1 (1 - MS-SSIM) (patches of 176 pixels at least)."
+    "distortion",
+    "mse",
+    ["mse", "mix", "ms-ssim"],
+    "D of the loss: MSE; 0.9 MSE + 0.1 (1 - MS-SSIM of luma), the variable-rate paper's; or 1 - MS-SSIM of RGB. The last two need patches of 176.",
 )
 flags.DEFINE_float(
     "balance", 0.0, "Weigh samples by lambda^-balance; 0 as in the papers, 0.5 for equal say of all rates.", lower_bound=0.0, upper_bound=1.0

@@ -15,7 +15,7 @@ import tensorflow as tf
 from goconv_tf import data, zoo
 from goconv_tf.errors import DataError, GoConvError, UsageError
 from goconv_tf.files import atomic_write
-from goconv_tf.models import MODELS
+from goconv_tf.models import MODELS, named_weights
 from goconv_tf.presets import get_preset
 
 
@@ -58,15 +58,13 @@ class Options:
         """UsageError for values that cannot work."""
         if not self.train_glob or not self.checkpoint_dir:
             raise UsageError("--train_glob and --checkpoint_dir are needed")
-        if not self.lambdas:
-            raise UsageError("--lambdas needs at least one value")
         for name in ("lambdas", "val_lambdas", "lr_drops"):
             if any(not 0 < value < 1 for value in getattr(self, name)):
                 raise UsageError(f"--{name} takes numbers between 0 and 1, not {','.join(map(str, getattr(self, name)))}")
         if self.patchsize % 16:
             raise UsageError(f"--patchsize must be a multiple of 16, not {self.patchsize}")
-        if self.distortion == "mix" and self.patchsize < 176:
-            raise UsageError("--distortion mix needs --patchsize 176 at least: MS-SSIM takes 161 pixels")
+        if self.distortion != "mse" and self.patchsize < 176:
+            raise UsageError(f"--distortion {self.distortion} needs --patchsize 176 at least: MS-SSIM takes 161 pixels")
 
 
 class Schedule(tf.keras.optimizers.schedules.LearningRateSchedule):
@@ -149,7 +147,7 @@ class Validator:
 
     def __init__(self, model, paths, lambdas):
         self.codec = MODELS[model.config.model](model.config).build_weights()
-        self.lambdas = lambdas
+        self.lambdas = lambdas if model.has_lambda else (0.0,)
         self.pictures = []
         for path in paths:
             picture = data.read_rgb(path)
@@ -157,20 +155,22 @@ class Validator:
             self.pictures.append(picture[:height, :width])
 
     def __call__(self, model):
-        """[(lambda, mean bpp, mean PSNR)] and the mean loss, of the model's present weights."""
+        """[(lambda, mean bpp, mean PSNR)] and the mean loss, of the model's present weights; a row for each layer of scalable models."""
         for target, source in zip(self.codec.variables, model.variables):
             target.assign(source)
         self.codec.build_tables()
-        rows, loss = [], 0.0
+        rows, losses = [], []
         for lmbda in self.lambdas:
-            bpp, mse = [], []
-            for picture in self.pictures:
-                coded = self.codec.compress(picture, lmbda, reconstruct=True)
-                bpp.append(8 * sum(map(len, coded.strings.values())) / (picture.shape[0] * picture.shape[1]))
-                mse.append(np.mean(np.square(picture.astype(np.float64) - coded.reconstruction)))
-            rows.append((lmbda, float(np.mean(bpp)), float(np.mean(10 * np.log10(255**2 / np.maximum(mse, 1e-9))))))
-            loss += float(np.mean(np.array(bpp) + lmbda * np.array(mse))) / len(self.lambdas)
-        return rows, loss
+            coded = [self.codec.compress(picture, lmbda, reconstruct=True) for picture in self.pictures]
+            for k, weight in enumerate(self.codec.layer_lambdas(lmbda)):
+                bpp, mse = [], []
+                for picture, result in zip(self.pictures, coded):
+                    names = [name for layer in self.codec.config.layers[: k + 1] for name in layer]
+                    bpp.append(8 * sum(len(result.strings[name]) for name in names) / (picture.shape[0] * picture.shape[1]))
+                    mse.append(np.mean(np.square(picture.astype(np.float64) - result.pictures[k])))
+                rows.append((weight, float(np.mean(bpp)), float(np.mean(10 * np.log10(255**2 / np.maximum(mse, 1e-9))))))
+                losses.append(np.mean(np.array(bpp) + weight * np.array(mse)))
+        return rows, float(np.mean(losses))
 
 
 class Backup(tf.keras.callbacks.BackupAndRestore):
@@ -269,7 +269,7 @@ class Watch(tf.keras.callbacks.Callback):
         print(f"step {step} validation loss {loss:.4f}: " + ", ".join(f"{lm:g}: {bpp:.3f} bpp {psnr:.2f} dB" for lm, bpp, psnr in rows), flush=True)
         history = os.path.join(folder, "validation.jsonl")
         # Losses compare only over the same pictures and lambdas.
-        setting = {"pictures": len(self.validator.pictures), "lambdas": list(self.validator.lambdas)}
+        setting = {"pictures": len(self.validator.pictures), "lambdas": [row[0] for row in rows]}
         past = []
         if os.path.exists(history):
             with open(history, encoding="utf-8") as f:
@@ -279,7 +279,7 @@ class Watch(tf.keras.callbacks.Callback):
         with open(history, "a", encoding="utf-8") as f:
             f.write(json.dumps({"step": step, "time": time.time(), "loss": loss, "rows": rows, **setting}) + "\n")
         if self.writer:
-            coded = [self.validator.codec.compress(picture, lm, reconstruct=True).reconstruction for lm in self.validator.lambdas]
+            coded = [shown for lm in self.validator.lambdas for shown in self.validator.codec.compress(picture, lm, reconstruct=True).pictures]
             with self.writer.as_default(step):
                 tf.summary.scalar("validation/loss", loss)
                 for lm, bpp, psnr in rows:
@@ -289,13 +289,8 @@ class Watch(tf.keras.callbacks.Callback):
 
 
 def make_config(options: Options):
-    """The preset's config with the options' widths and range of lambda."""
-    changes = {"lmbda_min": min(options.lambdas), "lmbda_max": max(options.lambdas)}
-    if options.num_filters:
-        changes.update(filters=options.num_filters, latents=options.num_latents or options.num_filters)
-    elif options.num_latents:
-        changes["latents"] = options.num_latents
-    return dataclasses.replace(get_preset(options.model, options.preset), **changes)
+    """The preset's config with the options' widths and lambdas."""
+    return get_preset(options.model, options.preset).adapt(options.num_filters, options.num_latents, options.lambdas)
 
 
 def saved_step(backup_dir) -> int:
@@ -348,9 +343,11 @@ def train(options: Options):
         (the last good save stays).
     """
     options.check()
+    config = make_config(options)
+    lambdas = options.lambdas or config.training_lambdas
     folder = options.checkpoint_dir
     paths = data.find_pictures(options.train_glob)
-    source = data.PatchSource(paths, options.patchsize, options.batchsize, options.lambdas, options.seed, options.flip, options.cache_mb)
+    source = data.PatchSource(paths, options.patchsize, options.batchsize, lambdas, options.seed, options.flip, options.cache_mb)
     print(f"{len(source.paths)} pictures; left out {source.too_small} too small, {source.unreadable} unreadable", flush=True)
     val_paths = data.find_pictures(options.val_glob) if options.val_glob else []
     os.makedirs(folder, exist_ok=True)
@@ -369,14 +366,14 @@ def train(options: Options):
     with strategy.scope():
         tf.random.set_seed(options.seed)
         tf.keras.utils.set_random_seed(options.seed)
-        config = make_config(options)
         model = zoo.new_model(config)
         if options.warm_start:
             warm = zoo.load_pretrained(options.warm_start, fold=False)
-            if dataclasses.replace(warm.config, lmbda_min=config.lmbda_min, lmbda_max=config.lmbda_max) != config:
+            targets, values = named_weights(model), named_weights(warm)
+            if {name: v.shape for name, v in targets.items()} != {name: v.shape for name, v in values.items()}:
                 raise UsageError(f"--warm_start {options.warm_start}: other widths than this run's: {warm.config} against {config}")
-            for target, value in zip(model.variables, warm.variables):
-                target.assign(value)
+            for name, target in targets.items():
+                target.assign(values[name])
         model.distortion, model.balance = options.distortion, options.balance
         optimizer = make_optimizer(options)
         optimizer.build(model.trainable_variables)
@@ -390,7 +387,7 @@ def train(options: Options):
         raise UsageError(f"{folder} is already at step {start} of {options.last_step}: raise --last_step to go on")
     print(f"{'going on from' if start else 'starting at'} step {start}", flush=True)
     writer = tf.summary.create_file_writer(os.path.join(folder, "tensorboard")) if options.tensorboard else None
-    validator = Validator(model, val_paths, options.val_lambdas or options.lambdas) if val_paths else None
+    validator = Validator(model, val_paths, options.val_lambdas or lambdas) if val_paths else None
     progress = Progress(options, os.path.join(folder, "log.jsonl"), writer)
     with stopped_by_signals(progress.stop), data_errors():
         model.fit(

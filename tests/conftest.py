@@ -51,6 +51,46 @@ def lively(model, seed=0):
     return model
 
 
+def lively_rnn(model, seed=0):
+    """The same for a ScalableRNN."""
+    rng = np.random.default_rng(seed)
+    for variable in model.trainable_variables:
+        if "/bias" in variable.name:
+            variable.assign(rng.normal(0, 0.1, variable.shape))
+    for name in ("g_a_cells", "h_a_cells", "h_s_cells", "g_s_cells"):
+        for cell in getattr(model, name, ()):
+            for conv in (cell.conv_inputs, cell.conv_hidden):
+                conv.kernel.assign(3 * conv.kernel)
+    for name, gain in {"g_a_output": 20, "h_a_output": 20, "h_s_output": 5, "g_s_output": 5}.items():
+        if hasattr(model, name):
+            getattr(model, name).kernel.assign(gain * getattr(model, name).kernel)
+    if model.config.hyperprior:
+        model.h_s_output.bias.assign(rng.uniform(2, 6, model.h_s_output.bias.shape))
+    return model
+
+
+@pytest.fixture(scope="session")
+def rnn_dir(tmp_path_factory):
+    """A model folder of the tiny scalable preset, three layers, named "tiny-rnn"."""
+    import tensorflow as tf
+
+    from goconv_tf import presets, zoo
+
+    tf.keras.utils.set_random_seed(2)
+    model = lively_rnn(zoo.new_model(presets.get_preset("scalable_rnn", "tiny")))
+    path = str(tmp_path_factory.mktemp("zoo_rnn") / "tiny-rnn")
+    zoo.save_pretrained(model, path, "tiny-rnn")
+    return path
+
+
+@pytest.fixture(scope="session")
+def rnn(rnn_dir):
+    """The loaded model of `rnn_dir`."""
+    from goconv_tf import zoo
+
+    return zoo.load_pretrained(rnn_dir)
+
+
 @pytest.fixture(scope="session")
 def model_dir(tmp_path_factory):
     """A model folder of the tiny preset, named "tiny-test"."""
@@ -82,11 +122,11 @@ def photo(tmp_path_factory):
 
 
 @pytest.fixture
-def command(model_dir):
-    """Runs `python -m MODULE ARGS` in a process of its own, with the test model in the zoo."""
+def command(model_dir, rnn_dir):
+    """Runs `python -m MODULE ARGS` in a process of its own, with the test models in the zoo."""
 
     def run(*args, module="goconv_tf", timeout=200):
-        env = {**os.environ, "GOCONV_TF_ZOO": os.path.dirname(model_dir), "PYTHONPATH": ROOT}
+        env = {**os.environ, "GOCONV_TF_ZOO": os.pathsep.join(map(os.path.dirname, (model_dir, rnn_dir))), "PYTHONPATH": ROOT}
         return subprocess.run([sys.executable, "-m", module, *map(str, args)], env=env, capture_output=True, text=True, timeout=timeout, check=False)
 
     return run

@@ -10,24 +10,26 @@ LIMIT = 10**6
 
 
 def stream(**changes):
-    fields = dict(
-        coder="tfc", model_id=0xDEADBEEF, fingerprint=7, lmbda_code=bitstream.quantize_lmbda(0.01), checksum=2**32 - 1, height=512, width=768
-    )
-    return bitstream.Stream(**{**fields, "sections": [b"a" * 100, b"b" * 400, b"", b"c" * 30000], **changes})
+    fields = dict(coder="tfc", model_id=0xDEADBEEF, fingerprint=7, lmbda_code=bitstream.quantize_lmbda(0.01), height=512, width=768)
+    return bitstream.Stream(**{**fields, "layers": [layer(b"a" * 100, b"b" * 400, b"", b"c" * 30000)], **changes})
+
+
+def layer(*sections):
+    return bitstream.Layer(2**32 - 1, list(sections))
 
 
 def test_round_trip():
-    for s in (stream(), stream(coder="range-coder", sections=[]), stream(height=1, width=1)):
+    for s in (stream(), stream(coder="range-coder", layers=[layer(b"a", b"b"), layer(b"c", b"")]), stream(height=1, width=1)):
         assert bitstream.unpack(bitstream.pack(s), LIMIT) == s
 
 
 def test_header_and_framing_on_a_kodak_picture():
     s = stream()
-    assert len(bitstream.pack(s)) - sum(map(len, s.sections)) <= 48
+    assert len(bitstream.pack(s)) - s.payload <= 48
 
 
 def test_every_changed_byte_every_cut_and_every_tail_is_noticed():
-    data = bitstream.pack(stream(sections=[b"abc" * 9, b"", b"de" * 20]))
+    data = bitstream.pack(stream(layers=[layer(b"abc" * 9, b""), layer(b"de" * 20, b"f")]))
     for position in range(len(data)):
         for bit in range(8):
             damaged = bytearray(data)
@@ -40,8 +42,31 @@ def test_every_changed_byte_every_cut_and_every_tail_is_noticed():
         bitstream.unpack(data + b"xy", LIMIT)
 
 
+def test_layers_before_a_cut_or_damage_can_be_had():
+    s = stream(layers=[layer(b"abc" * 9, b"x"), layer(b"de" * 20, b"f"), layer(b"g", b"h" * 50)])
+    data = bitstream.pack(s)
+    sizes = s.layer_bytes()
+    assert sizes[-1] == len(data) and [bitstream.pack(s.cut(k)) for k in (1, 2, 3)][2] == data
+    assert bitstream.unpack(bitstream.pack(s.cut(2)), LIMIT) == s.cut(2)  # a whole file of two layers
+    for position in range(len(data)):
+        whole = sum(size <= position for size in sizes)
+        flipped = bytearray(data)
+        flipped[position] ^= 16
+        for copy in (data[:position], bytes(flipped)):
+            with pytest.raises(BitstreamError, match=f"first {whole} of 3" if whole else None):
+                bitstream.unpack(copy, LIMIT)
+            if whole:
+                part = bitstream.unpack(copy, LIMIT, allow_truncated=True)
+                assert (part.layers, part.missing) == (s.layers[:whole], 3 - whole)
+            else:
+                with pytest.raises(BitstreamError):
+                    bitstream.unpack(copy, LIMIT, allow_truncated=True)
+    with pytest.raises(BitstreamError, match="follow"):
+        bitstream.unpack(data + b"x", LIMIT, allow_truncated=True)
+
+
 def test_swapped_sections_are_noticed():
-    a = bitstream.pack(stream(sections=[b"first", b"other"]))
+    a = bitstream.pack(stream(layers=[layer(b"first", b"other")]))
     assert a.count(b"first") == 1
     swapped = a.replace(b"first", b"12345").replace(b"other", b"first").replace(b"12345", b"other")
     with pytest.raises(BitstreamError, match="damaged"):
@@ -55,8 +80,8 @@ def test_swapped_sections_are_noticed():
         (b"\x89PNG\r\n", "not a goconv_tf file"),
         (b"GCV", "not a goconv_tf file"),
         (b"\x89GCV", "cut short"),
-        (b"\x89GCV\x02" + bytes(100), "version 2"),
-        (b"\x89GCV\x01" + b"\xff" * 100, "too long"),
+        (b"\x89GCV\x01" + bytes(100), "version 1"),
+        (b"\x89GCV\x02" + b"\xff" * 100, "too long"),
     ],
 )
 def test_foreign_files(data, message):
@@ -66,7 +91,8 @@ def test_foreign_files(data, message):
 
 @pytest.mark.parametrize(
     ("changes", "message"),
-    [(dict(height=2000), "limit"), (dict(height=0), "limit"), (dict(lmbda_code=0), "lambda"), (dict(sections=[b""] * 65), "too many")],
+    [(dict(height=2000), "limit"), (dict(height=0), "limit"), (dict(lmbda_code=2**31), "lambda")]
+    + [(dict(layers=layers), "layers of") for layers in ([layer(*[b""] * 65)], [layer(b"")] * 33, [layer()])],
 )
 def test_hostile_fields_with_right_checksums(changes, message):
     with pytest.raises(BitstreamError, match=message):

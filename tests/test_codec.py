@@ -176,14 +176,17 @@ def test_500_damaged_copies(model, model_dir, tmp_path, capsys, monkeypatch):
     copies += [data[:4] + rng.bytes(rng.integers(1, 500)) for _ in range(50)]
 
     def random_section(stream):
-        k = rng.integers(len(stream.sections))
-        stream.sections[k] = rng.bytes(len(stream.sections[k]) + 1)
+        sections = stream.layers[0].sections
+        k = rng.integers(len(sections))
+        sections[k] = rng.bytes(len(sections[k]) + 1)
 
     copies += [resealed(data, random_section) for _ in range(20)]
-    copies += [resealed(data, lambda s: s.sections.reverse()) for _ in range(5)]
-    copies += [resealed(data, lambda s: setattr(s, "sections", s.sections[: rng.integers(4)])) for _ in range(10)]
+    copies += [resealed(data, lambda s: s.layers[0].sections.reverse()) for _ in range(5)]
+    copies += [resealed(data, lambda s: s.layers[0].sections.__delitem__(slice(rng.integers(1, 4), None))) for _ in range(10)]
     copies += [resealed(data, lambda s: setattr(s, "height", s.height + int(rng.integers(16, 99)))) for _ in range(10)]
-    copies += [resealed(data, lambda s: setattr(s, "checksum", int(rng.integers(2**32)))) for _ in range(5)]
+    copies += [resealed(data, lambda s: setattr(s, "layers", [s.layers[0]._replace(checksum=int(rng.integers(2**32)))])) for _ in range(3)]
+    copies.append(resealed(data, lambda s: setattr(s, "layers", s.layers * 2)))  # more layers than the model has
+    copies.append(resealed(data, lambda s: setattr(s, "lmbda_code", 0)))
     damaged = [copy for copy in copies if copy != data]
     assert len(damaged) >= 490 and len(copies) == 500
     source, target = tmp_path / "streams", tmp_path / "pictures"

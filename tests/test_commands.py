@@ -29,8 +29,8 @@ def test_compress_info_decompress(command, photo, tmp_path):
     done = command("info", stream)
     info = json.loads(done.stdout)
     assert (info["width"], info["height"], info["model"], info["weights_match"]) == (203, 150, "tiny-test", True)
-    assert info["bytes"] == os.path.getsize(stream) == info["header_bytes"] + sum(s["bytes"] for s in info["substreams"].values())
-    assert list(info["substreams"]) == ["z_low", "z_high", "y_low", "y_high"]
+    assert info["bytes"] == os.path.getsize(stream) == info["header_bytes"] + sum(s["bytes"] for s in info["layers"][0]["substreams"].values())
+    assert list(info["layers"][0]["substreams"]) == ["z_low", "z_high", "y_low", "y_high"]
     assert info["header_bytes"] <= 48
 
     done = command("decompress", stream, picture)
@@ -63,9 +63,9 @@ def test_folders_go_on_after_a_bad_file(command, tmp_path):
 
 def test_wrong_use_is_one_line(command, photo, tmp_path):
     out = tmp_path / "x.gcv"
-    big = bitstream.pack(bitstream.Stream("tfc", 1, 2, 3, 4, 20_000, 20_000, [b""] * 4))
+    big = bitstream.pack(bitstream.Stream("tfc", 1, 2, 3, 20_000, 20_000, [bitstream.Layer(4, [b""] * 4)]))
     (tmp_path / "big.gcv").write_bytes(big)
-    (tmp_path / "stranger.gcv").write_bytes(bitstream.pack(bitstream.Stream("tfc", 1, 2, 3, 4, 20, 20, [b""] * 4)))
+    (tmp_path / "stranger.gcv").write_bytes(bitstream.pack(bitstream.Stream("tfc", 1, 2, 3, 20, 20, [bitstream.Layer(4, [b""] * 4)])))
     os.symlink(photo, tmp_path / "photo.link")
     before = pathlib.Path(photo).read_bytes()
     for args, word in (
@@ -89,7 +89,7 @@ def test_wrong_use_is_one_line(command, photo, tmp_path):
 
 
 def test_help_and_info_do_not_load_tensorflow(command, tmp_path):
-    (tmp_path / "a.gcv").write_bytes(bitstream.pack(bitstream.Stream("tfc", 1, 2, 3, 4, 20, 20, [b"abc"] * 4)))
+    (tmp_path / "a.gcv").write_bytes(bitstream.pack(bitstream.Stream("tfc", 1, 2, 3, 20, 20, [bitstream.Layer(4, [b"abc"] * 4)])))
     code = (
         "import sys, runpy; sys.argv = ['goconv_tf', *{args}]\n"
         "try: runpy.run_module('goconv_tf', run_name='__main__', alter_sys=True)\n"
@@ -100,7 +100,7 @@ def test_help_and_info_do_not_load_tensorflow(command, tmp_path):
         done = subprocess.run([sys.executable, "-c", code.format(args=args)], cwd=ROOT, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
     assert "tiny-test: variable_rate" in command("models").stdout
-    for name in ("compress", "decompress", "info", "models"):
+    for name in ("compress", "decompress", "truncate", "info", "import_tf1", "models"):
         assert name in command("--help").stdout
 
 

@@ -153,7 +153,7 @@ def test_walkers_agree(name, prior, conditional):
     for a, b, c in zip(expected, encoded, decoded):
         np.testing.assert_array_equal(a, b)
         np.testing.assert_array_equal(a, c)
-    assert encoder.checksum == decoder.checksum
+    assert encoder.checksums == decoder.checksums
     np.testing.assert_allclose(expected[1] - mean, tf.round(latents["y"] - mean), atol=1e-5)
     noisy = walk(NoisyWalker(latents, tf.constant([1, 2])))
     noise = np.concatenate([(a - latents[key]).numpy().ravel() for key, a in zip("zy", noisy)])

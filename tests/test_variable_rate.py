@@ -33,7 +33,7 @@ def test_estimate_and_file_agree(model):
 def test_decompress_gives_the_encoders_picture(model, coder, size):
     coded = model.compress(draw(*size), 0.02, coder, reconstruct=True)
     assert list(coded.strings) == ["z_low", "z_high", "y_low", "y_high"]
-    picture = model.decompress(coded.strings, coded.checksum, *size, 0.02, coder)
+    picture = model.decompress(coded.strings, coded.checksums, *size, 0.02, coder)
     np.testing.assert_array_equal(picture, coded.reconstruction)
     assert picture.shape == (*size, 3) and picture.dtype == np.uint8
 
@@ -41,7 +41,7 @@ def test_decompress_gives_the_encoders_picture(model, coder, size):
 def test_wrong_checksum_is_noticed(model):
     coded = model.compress(draw(64, 64), 0.02)
     with pytest.raises(ModelMismatchError, match="entropy parameters differ"):
-        model.decompress(coded.strings, coded.checksum ^ 1, 64, 64, 0.02)
+        model.decompress(coded.strings, [coded.checksums[0] ^ 1], 64, 64, 0.02)
 
 
 def test_other_entropy_parameters_do_not_pass(model_dir):
@@ -51,7 +51,7 @@ def test_other_entropy_parameters_do_not_pass(model_dir):
     bias.assign(bias + 0.5)
     coded = a.compress(draw(128, 128), 0.02)
     with pytest.raises(BitstreamError):
-        b.decompress(coded.strings, coded.checksum, 128, 128, 0.02)
+        b.decompress(coded.strings, coded.checksums, 128, 128, 0.02)
 
 
 def latents_of(model, size=(128, 160)):
@@ -172,5 +172,5 @@ def test_encoder_and_decoder_share_compiled_functions(model):
     stages = dict(model._stages)
     decoder = Decoder(coded.strings, model.latent_shapes(128, 160), CODERS["tfc"])
     model.walk(decoder)
-    assert model._stages == stages and decoder.checksum == coded.checksum
+    assert model._stages == stages and decoder.checksums == coded.checksums
     assert all(f.experimental_get_tracing_count() == 1 for f in stages.values())

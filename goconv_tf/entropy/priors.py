@@ -22,15 +22,21 @@ class FactorizedPrior(tf.keras.layers.Layer):
 
     Args:
       channels: number of channels of the latent [batch, h, w, channels].
+      filters: widths of the hidden layers of the network that is the cumulative density.
     """
 
-    def __init__(self, channels, **kwargs):
+    def __init__(self, channels, filters=(3, 3), **kwargs):
         super().__init__(dtype="float32", **kwargs)
         self.channels = channels
-        self.prior = tfc.NoisyDeepFactorized(batch_shape=(channels,))
+        self.prior = tfc.NoisyDeepFactorized(batch_shape=(channels,), num_filters=filters)
         self.table = None
         # Fraction of each channel's median; zero until the coding table is built.
         self.quantization_offset = tf.Variable(tf.zeros([channels]), trainable=False, name="quantization_offset")
+
+    def parameters(self):
+        """{"matrix", "bias", "factor": variables of each layer} of the density (arXiv 1802.00847, Eq. 34 to 36: H, b, a)."""
+        base = self.prior.base
+        return {"matrix": base._matrices, "bias": base._biases, "factor": base._factors}
 
     def likelihood(self, values):
         """Probability of each of values [batch, h, w, channels], at least 1e-9."""

@@ -19,8 +19,12 @@ MAX_SYMBOL = 2**20
 
 
 class _Walker:
+    """latents: {name: [batch, h, w, c]}, and whatever else a model's analysis gives; a scalable model adds to it as it walks."""
+
+    layers = None  # how many layers of a scalable model to walk; None for all
+
     def __init__(self, latents):
-        self.latents = latents
+        self.latents = dict(latents)
         self.likelihoods = {}
 
     def size(self, name):
@@ -49,10 +53,14 @@ class NoisyWalker(_Walker):
 
 
 def _symbols(latent, offset):
-    """Integers that are coded: round(latent - offset), kept within what int32 codes can carry."""
+    """Integers that are coded: latent - offset, rounded (halves up), kept within what int32 codes can carry."""
     difference = tf.cast(latent, tf.float32) - offset
     difference = tf.where(tf.math.is_finite(difference), difference, 0.0)
-    return tf.cast(tf.round(tf.clip_by_value(difference, -MAX_SYMBOL, MAX_SYMBOL)), tf.int32)
+    return tf.cast(tf.floor(tf.clip_by_value(difference, -MAX_SYMBOL, MAX_SYMBOL) + 0.5), tf.int32)
+
+
+def _checksum(integers, before):
+    return zlib.crc32(integers.astype("<i4").tobytes(), next(reversed(before.values()), 0))
 
 
 class RoundingWalker(_Walker):
@@ -66,13 +74,14 @@ class RoundingWalker(_Walker):
 
 
 class Encoder(_Walker):
-    """Coding, batch 1: `strings` {name: bytes}; `checksum` CRC-32 of all integers in order."""
+    """Coding, batch 1: `strings` {name: bytes}; `checksums` {name: CRC-32 of all integers so far}."""
 
-    def __init__(self, latents, coder):
+    def __init__(self, latents, coder, layers=None):
         super().__init__(latents)
         self.coder = coder
+        self.layers = layers
         self.strings = {}
-        self.checksum = 0
+        self.checksums = {}
 
     def __call__(self, name, model, *parameters):
         offset = model.offset(*parameters)
@@ -80,18 +89,20 @@ class Encoder(_Walker):
         indexes = model.indexes(tf.shape(symbols), *parameters)
         flat = tf.reshape(symbols, [-1]).numpy()
         self.strings[name] = self.coder.encode(flat, tf.reshape(indexes, [-1]).numpy(), model.table)
-        self.checksum = zlib.crc32(flat.astype("<i4").tobytes(), self.checksum)
+        self.checksums[name] = _checksum(flat, self.checksums)
         return tf.cast(symbols, tf.float32) + offset
 
 
 class Decoder:
-    """Decoding, batch 1: from {name: bytes} and {name: (h, w, c)}."""
+    """Decoding, batch 1: from {name: bytes} and {name: (h, w, c)}; `checksums` as an Encoder's."""
 
-    def __init__(self, strings, shapes, coder):
+    def __init__(self, strings, shapes, coder, layers=None):
         self.strings = strings
         self.shapes = shapes
         self.coder = coder
-        self.checksum = 0
+        self.layers = layers
+        self.latents = {}  # there are none to look at
+        self.checksums = {}
 
     def size(self, name):
         return tf.constant(self.shapes[name][:2], tf.int32)
@@ -101,5 +112,5 @@ class Decoder:
         offset = model.offset(*parameters)
         indexes = tf.reshape(model.indexes(shape, *parameters), [-1]).numpy()
         flat = self.coder.decode(self.strings[name], indexes, model.table)
-        self.checksum = zlib.crc32(flat.astype("<i4").tobytes(), self.checksum)
+        self.checksums[name] = _checksum(flat, self.checksums)
         return tf.cast(tf.reshape(tf.constant(flat, tf.int32), shape), tf.float32) + offset

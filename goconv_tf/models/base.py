@@ -15,28 +15,36 @@ class Estimate(NamedTuple):
 
     reconstruction: float [batch, h, w, 3], 8-bit units, neither rounded nor clipped.
     rates: {latent: estimated bits, [batch]}.
+    layers: the reconstruction after each layer; of models that are not scalable only the one.
     """
 
     reconstruction: Any
     rates: Dict[str, Any]
+    layers: Tuple[Any, ...]
 
 
 class Coded(NamedTuple):
     """One coded picture.
 
     strings: {latent: bytes} in coding order.
-    checksum: CRC-32 of all coded integers.
-    reconstruction: uint8 [h, w, 3], what `decompress` will give; None if not asked for.
+    checksums: CRC-32 of all coded integers up to the end of each layer.
+    pictures: uint8 [h, w, 3], what decoding each number of layers gives; empty if not asked for.
     """
 
     strings: Dict[str, bytes]
-    checksum: int
-    reconstruction: Any
+    checksums: Tuple[int, ...]
+    pictures: Tuple[Any, ...]
+
+    @property
+    def reconstruction(self):
+        """The picture of all layers; None if not asked for."""
+        return self.pictures[-1] if self.pictures else None
 
 
 def stage(method):
     """Compiles a method when it is called eagerly, once for all sizes; inlines it in a graph.
 
+    Arguments may be None (which compiles another function), tensors or structures of both.
     Encoder and decoder call the same stages and hence run the same graphs, which is what
     makes their entropy parameters agree to the last bit.
     """
@@ -46,16 +54,22 @@ def stage(method):
         if not tf.executing_eagerly() or not self.built:
             return method(self, *args)
         functions = self.__dict__.setdefault("_stages", {})
-        if method.__name__ not in functions:
+        flat = tf.nest.flatten(args)
+        present = [x for x in flat if x is not None]
+        key = (method.__name__, *(x is None for x in flat))
+        if key not in functions:
 
             def spec(x):
                 x = tf.convert_to_tensor(x)
                 free = {4: [None, None, None, x.shape[-1]], 1: [None]}  # pictures or features; lambda for each
                 return tf.TensorSpec(free.get(0 if x.dtype == tf.int32 else x.shape.rank, x.shape), x.dtype)
 
-            signature = tf.nest.map_structure(spec, args)
-            functions[method.__name__] = tf.function(functools.partial(method, self), input_signature=signature, autograph=False)
-        return functions[method.__name__](*args)
+            def run(*tensors):
+                left = iter(tensors)
+                return method(self, *tf.nest.pack_sequence_as(args, [None if x is None else next(left) for x in flat]))
+
+            functions[key] = tf.function(functools.partial(run), input_signature=[spec(x) for x in present], autograph=False)
+        return functions[key](*present)
 
     return call
 
@@ -63,18 +77,23 @@ def stage(method):
 class Codec(tf.keras.Model):
     """Base of the three systems.
 
-    A subclass gives `latent_names` in coding order, `analysis`, `walk`, `synthesis` and
-    `latent_shapes`; training, estimate, compression and decompression follow from its one walk.
+    A subclass gives `analysis`, `walk`, `synthesis` and `latent_shapes`; training, estimate,
+    compression and decompression follow from its one walk. Its config names the latents.
     """
 
-    latent_names: Tuple[str, ...] = ()
     alignment = 16  # pictures are padded to multiples of this before analysis
+    has_lambda = False  # whether lambda is chosen when coding
 
     def __init__(self, config, **kwargs):
         super().__init__(**kwargs)
         self.config = config
         self.distortion = "mse"
         self.balance = 0.0
+
+    @property
+    def latent_names(self) -> Tuple[str, ...]:
+        """All latents in coding order."""
+        return tuple(name for layer in self.config.layers for name in layer)
 
     # What a subclass defines.
 
@@ -87,12 +106,20 @@ class Codec(tf.keras.Model):
         raise NotImplementedError
 
     def synthesis(self, latents, lmbda):
-        """Decoded latents, lmbda [batch] -> pictures float [batch, h, w, 3] in 8-bit units."""
+        """What `walk` returned, lmbda [batch] -> pictures float [batch, h, w, 3] in 8-bit units."""
         raise NotImplementedError
+
+    def pictures(self, latents, lmbda):
+        """The pictures after each layer; of models that are not scalable only the one."""
+        return (self.synthesis(latents, lmbda),)
 
     def latent_shapes(self, height, width):
         """{latent: (h', w', c)} of a padded picture."""
         raise NotImplementedError
+
+    def layer_lambdas(self, lmbda):
+        """The Lagrangian of each layer, where pictures are coded with lmbda."""
+        return (lmbda,)
 
     # Training.
 
@@ -117,16 +144,20 @@ class Codec(tf.keras.Model):
         walker = entropy.NoisyWalker(self.analysis(x, lmbda), seed)
         reconstruction = self.synthesis(self.walk(walker), lmbda)
         original = tf.cast(x, tf.float32)
+        bpp, metrics = self.rates(walker, x)
+        loss = bpp + lmbda * losses.distortion(original, reconstruction, self.distortion)
+        if self.balance:
+            loss *= tf.pow(lmbda / math.sqrt(self.config.lmbda_min * self.config.lmbda_max), -self.balance)
+        metrics["mse"] = tf.reduce_mean(losses.mse(original, reconstruction))
+        return tf.reduce_mean(loss), metrics
+
+    def rates(self, walker, x):
+        """(bits per pixel [batch], {"bpp" and "bpp_<latent>": mean over the batch}) of what a walker saw of x."""
         pixels = tf.cast(tf.shape(x)[1] * tf.shape(x)[2], tf.float32)
         rates = {name: walker.bits(name) / pixels for name in self.latent_names}
         bpp = tf.add_n(list(rates.values()))
-        middle = math.sqrt(self.config.lmbda_min * self.config.lmbda_max)
-        weight = tf.pow(lmbda / middle, -self.balance) if self.balance else 1.0
-        loss = tf.reduce_mean(weight * (bpp + lmbda * losses.distortion(original, reconstruction, self.distortion)))
         metrics = {f"bpp_{name}": tf.reduce_mean(rate) for name, rate in rates.items()}
-        metrics["bpp"] = tf.reduce_mean(bpp)
-        metrics["mse"] = tf.reduce_mean(losses.mse(original, reconstruction))
-        return loss, metrics
+        return bpp, {**metrics, "bpp": tf.reduce_mean(bpp)}
 
     def train_step(self, data):
         x, lmbda, seeds, steps = data
@@ -154,9 +185,13 @@ class Codec(tf.keras.Model):
         return self
 
     def entropy_models(self):
-        """{attribute: entropy model}, of all those with a coding table."""
+        """{attribute: entropy model}, of all those with a coding table; "name/k" for those in lists."""
         kinds = (entropy.FactorizedPrior, entropy.GaussianConditional)
-        return {name: value for name, value in sorted(vars(self).items()) if isinstance(value, kinds)}
+        found = {}
+        for name, value in sorted(vars(self).items()):
+            several = {f"{name}/{k}": v for k, v in enumerate(value)} if isinstance(value, list) else {name: value}
+            found.update({key: v for key, v in several.items() if isinstance(v, kinds)})
+        return found
 
     def build_tables(self):
         """Makes the coding tables from the present weights; needed once after training."""
@@ -171,28 +206,33 @@ class Codec(tf.keras.Model):
         self.__dict__.pop("_stages", None)
 
     def estimate(self, x, lmbda):
-        """Estimate for pictures uint8 [batch, h, w, 3] (sides divisible by 16), lmbda [batch]."""
+        """Estimate for pictures uint8 [batch, h, w, 3] (sides multiples of `alignment`), lmbda [batch]."""
         walker = entropy.RoundingWalker(self.analysis(x, lmbda))
-        reconstruction = self.synthesis(self.walk(walker), lmbda)
-        return Estimate(reconstruction, {name: walker.bits(name) for name in self.latent_names})
+        pictures = self.pictures(self.walk(walker), lmbda)
+        return Estimate(pictures[-1], {name: walker.bits(name) for name in self.latent_names}, tuple(pictures))
 
-    def compress(self, x, lmbda, coder="tfc", reconstruct=False):
+    def compress(self, x, lmbda, coder="tfc", reconstruct=False, layers=None):
         """Codes one picture.
 
         Args:
-          x: uint8 [h, w, 3], sides divisible by 16.
-          lmbda: the Lagrangian, exactly as the decoder will know it.
+          x: uint8 [h, w, 3], sides multiples of `alignment`.
+          lmbda: the Lagrangian, exactly as the decoder will know it; of no effect without `has_lambda`.
           coder: "tfc" or "range-coder".
-          reconstruct: also return the decoded picture.
+          reconstruct: also return the decoded pictures.
+          layers: how many layers of a scalable model to code; None for all.
         """
         lmbda = tf.constant([lmbda], tf.float32)
-        walker = entropy.Encoder(self.analysis(tf.constant(x)[None], lmbda), entropy.CODERS[coder])
+        walker = entropy.Encoder(self.analysis(tf.constant(x)[None], lmbda), entropy.CODERS[coder], layers)
         latents = self.walk(walker)
-        picture = self._picture(latents, lmbda) if reconstruct else None
-        return Coded(walker.strings, walker.checksum, picture)
+        pictures = tuple(map(_to_uint8, self.pictures(latents, lmbda))) if reconstruct else ()
+        checksums = tuple(walker.checksums[names[-1]] for names in self.config.layers[:layers])
+        return Coded(walker.strings, checksums, pictures)
 
-    def decompress(self, strings, checksum, height, width, lmbda, coder="tfc"):
+    def decompress(self, strings, checksums, height, width, lmbda, coder="tfc"):
         """The picture uint8 [height, width, 3] (a padded size) that `compress` coded.
+
+        Args:
+          strings, checksums: as in `Coded`, of all layers or of the first ones.
 
         Raises:
           BitstreamError: if the strings cannot be decoded.
@@ -200,16 +240,17 @@ class Codec(tf.keras.Model):
         """
         if coder not in entropy.CODERS:
             raise BitstreamError(f"the stream needs an entropy coder this version does not have ({coder})")
-        walker = entropy.Decoder(strings, self.latent_shapes(height, width), entropy.CODERS[coder])
+        walker = entropy.Decoder(strings, self.latent_shapes(height, width), entropy.CODERS[coder], len(checksums))
         lmbda = tf.constant([lmbda], tf.float32)
         latents = self.walk(walker)
-        if walker.checksum != checksum:
-            raise ModelMismatchError("decoded latents differ from the coded ones: entropy parameters differ between encoder and decoder")
-        return self._picture(latents, lmbda)
+        for names, checksum in zip(self.config.layers, checksums):
+            if walker.checksums[names[-1]] != checksum:
+                raise ModelMismatchError("decoded latents differ from the coded ones: entropy parameters differ between encoder and decoder")
+        return _to_uint8(self.synthesis(latents, lmbda))
 
-    def _picture(self, latents, lmbda):
-        picture = self.synthesis(latents, lmbda)[0]
-        return tf.cast(tf.round(tf.clip_by_value(picture, 0.0, 255.0)), tf.uint8).numpy()
+
+def _to_uint8(pictures):
+    return tf.cast(tf.round(tf.clip_by_value(pictures[0], 0.0, 255.0)), tf.uint8).numpy()
 
 
 # Keras adds these views of the same variables to the object graph.

@@ -34,7 +34,7 @@ class VariableRate(Codec):
       config: VariableRateConfig; None for the paper's (N = 448).
     """
 
-    latent_names = ("z_low", "z_high", "y_low", "y_high")
+    has_lambda = True
 
     def __init__(self, config=None, **kwargs):
         super().__init__(config or VariableRateConfig(), **kwargs)

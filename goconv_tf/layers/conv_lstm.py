@@ -1,0 +1,56 @@
+"""The recurrent convolution of the scalable codec."""
+
+import tensorflow as tf
+
+
+@tf.keras.saving.register_keras_serializable("goconv_tf")
+class ConvLSTM2DCell(tf.keras.layers.Layer):
+    """One step of a convolutional LSTM that may also downsample.
+
+        i, f, o, g = split(W_x * x + b_x + W_h * h + b_h);  c' = sigmoid(f) c + sigmoid(i) tanh(g);  h' = sigmoid(o) tanh(c')
+
+    (in the kernels, the gates' order is i, f, o, g). As in Toderici et al. (arXiv 1608.05148), Eq. for
+    the LSTM, and Su et al. (ICIP 2020): no peepholes, no forget bias, zero padding "same".
+    Differs from Keras' ConvLSTM2D, which strides over neither and squashes gates by a hard sigmoid.
+
+    Args:
+      filters: channels of the output and of both states.
+      kernel_size: side of both square kernels.
+      strides: of the convolution of the input; that of the hidden state has stride 1.
+
+    Called as cell(inputs, states): inputs [batch, h, w, c], states (hidden, cell), each
+    [batch, ceil(h/s), ceil(w/s), filters], or None for zeros. Returns (hidden', (hidden', cell')).
+    """
+
+    def __init__(self, filters, kernel_size=3, strides=1, **kwargs):
+        super().__init__(**kwargs)
+        self.filters, self.kernel_size, self.strides = filters, kernel_size, strides
+        self.conv_inputs = tf.keras.layers.Conv2D(4 * filters, kernel_size, strides, padding="same", dtype=self.dtype_policy, name="conv_inputs")
+        self.conv_hidden = tf.keras.layers.Conv2D(4 * filters, kernel_size, padding="same", dtype=self.dtype_policy, name="conv_hidden")
+
+    def build(self, input_shape):
+        self.conv_inputs.build(input_shape)
+        self.conv_hidden.build([None, None, None, self.filters])
+        super().build(input_shape)
+
+    def call(self, inputs, states=None):
+        gates = self.conv_inputs(inputs)
+        # A convolution of zeros need not be computed, and zeros need no size.
+        gates += tf.cast(self.conv_hidden.bias, gates.dtype) if states is None else self.conv_hidden(states[0])
+        squashed, candidate = tf.split(gates, [3 * self.filters, self.filters], axis=-1)
+        write, keep, out = tf.split(tf.sigmoid(squashed), 3, axis=-1)
+        cell = write * tf.tanh(candidate)
+        if states is not None:
+            cell += keep * states[1]
+        hidden = out * tf.tanh(cell)
+        return hidden, (hidden, cell)
+
+    def get_initial_state(self, inputs):
+        """Zero states that fit inputs [batch, h, w, c]."""
+        shape = tf.shape(inputs)
+        size = -(-shape[1:3] // self.strides)
+        zeros = tf.zeros([shape[0], size[0], size[1], self.filters], self.compute_dtype)
+        return zeros, zeros
+
+    def get_config(self):
+        return {**super().get_config(), "filters": self.filters, "kernel_size": self.kernel_size, "strides": self.strides}

@@ -1,0 +1,148 @@
+"""Scalable coding by a recurrent network with an RNN-based hyperprior (Su et al., ICIP 2020)."""
+
+import functools
+
+import tensorflow as tf
+
+from goconv_tf import entropy, losses
+from goconv_tf.entropy import FactorizedPrior, GaussianConditional
+from goconv_tf.layers import ConvLSTM2DCell
+from goconv_tf.models.base import Codec, stage
+from goconv_tf.presets import ScalableRNNConfig
+
+
+class ScalableRNN(Codec):
+    """Codes a picture in layers, each what the layers before left over.
+
+        r_0 = x - 0.5;  for every layer k:
+          r_k --g_a--> y_k;  |y_k| --h_a--> z_k
+          z_k: factorized prior of its own;  sigma_k = h_s(z_k~);  y_k ~ N(0, sigma_k)
+          x_k = g_s(y_k~);  r_(k+1) = r_k - x_k;  x^ after layer k: 0.5 + x_0 + ... + x_k
+
+    The four networks share their weights over the layers and keep their ConvLSTM states from one to
+    the next, which start at zero. y has h/16 x w/16 positions, z a quarter as many a side, both
+    rounded up: pictures of any size are coded as they are. Without `config.hyperprior`,
+    y_k has a factorized prior of its own instead.
+
+    Args:
+      config: ScalableRNNConfig; None for the paper's.
+    """
+
+    alignment = 1
+
+    def __init__(self, config=None, **kwargs):
+        super().__init__(config or ScalableRNNConfig(), **kwargs)
+        c = self.config
+        conv = functools.partial(tf.keras.layers.Conv2D, padding="same")
+        self.g_a_input = conv(c.input_filters, 3, 2)
+        self.g_a_cells = [ConvLSTM2DCell(n, 3, 2) for n in c.encoder_filters]
+        self.g_a_output = conv(c.filters, 1)
+        self.g_s_input = conv(c.filters, 3)
+        self.g_s_cells = [ConvLSTM2DCell(n, 3 if k else 2) for k, n in enumerate(c.decoder_filters)]
+        self.g_s_output = conv(3, 3)
+        if c.hyperprior:
+            self.h_a_input = conv(c.filters, 3)
+            self.h_a_cells = [ConvLSTM2DCell(c.filters, 3, 2) for _ in range(2)]
+            self.h_a_output = conv(c.filters, 1)
+            self.h_s_input = conv(c.filters, 3)
+            self.h_s_cells = [ConvLSTM2DCell(c.filters, 3) for _ in range(2)]
+            self.h_s_output = conv(c.filters, 3)
+            self.conditional = GaussianConditional()
+        self.priors = [FactorizedPrior(c.filters, (3, 3, 3)) for _ in range(c.iterations)]
+
+    def analysis(self, x, lmbda):
+        del lmbda
+        return {"residual": tf.cast(x, tf.float32) / 255.0 - 0.5}
+
+    @stage
+    def layer_analysis(self, residual, states):
+        """(y, z, states) of one layer."""
+        y, y_states = _recur(self.g_a_input, self.g_a_cells, self.g_a_output, residual, states and states[0])
+        if not self.config.hyperprior:
+            return y, None, (y_states, None)
+        z, z_states = _recur(self.h_a_input, self.h_a_cells, self.h_a_output, tf.abs(y), states and states[1])
+        return y, z, (y_states, z_states)
+
+    @stage
+    def hyper_synthesis(self, z, size, states):
+        """(sigma of y, which has spatial size `size`, int32 [2]; states)."""
+        sigma, states = _recur(self.h_s_input, self.h_s_cells, self.h_s_output, z, states, upsample=True)
+        return sigma[:, : size[0], : size[1]], states
+
+    @stage
+    def layer_synthesis(self, y, size, states):
+        """(what one layer adds to the picture, in [-0.5, 0.5]; states)."""
+        x, states = _recur(self.g_s_input, self.g_s_cells, self.g_s_output, y, states, upsample=True)
+        return tf.tanh(x[:, : size[0], : size[1]]) / 2.0, states
+
+    def walk(self, walker):
+        residual = walker.latents.get("residual")  # a decoder has none
+        size = walker.size("residual")
+        states_a = states_h = states_s = None
+        picture, pictures = 0.5, []
+        for k in range(self.config.iterations if walker.layers is None else walker.layers):
+            z_name, y_name = f"z_{k}", f"y_{k}"
+            if residual is not None:
+                walker.latents[y_name], walker.latents[z_name], states_a = self.layer_analysis(residual, states_a)
+            if self.config.hyperprior:
+                z = walker(z_name, self.priors[k])
+                sigma, states_h = self.hyper_synthesis(z, walker.size(y_name), states_h)
+                y = walker(y_name, self.conditional, 0.0, sigma)
+            else:
+                y = walker(y_name, self.priors[k])
+            x, states_s = self.layer_synthesis(y, size, states_s)
+            if residual is not None:
+                residual -= x
+            picture += x
+            pictures.append(picture)
+        return pictures
+
+    def pictures(self, latents, lmbda):
+        return [255.0 * picture for picture in latents]
+
+    def synthesis(self, latents, lmbda):
+        return 255.0 * latents[-1]
+
+    def latent_shapes(self, height, width):
+        y = (-(-height // 16), -(-width // 16))
+        z = tuple(-(-n // 4) for n in y)
+        shapes = {"residual": (height, width, 3)}
+        for name in self.latent_names:
+            shapes[name] = (*(y if name.startswith("y") else z), self.config.filters)
+        return shapes
+
+    def layer_lambdas(self, lmbda):
+        return self.config.lambdas
+
+    @tf.autograph.experimental.do_not_convert
+    def loss_fn(self, x, lmbda, seed, step):
+        """Sum over layers of lambda_k * D_k + (bpp_0 + ... + bpp_k), averaged over the batch (the original's loss).
+
+        Lambdas are the config's; `lmbda` is not used. Otherwise as `Codec.loss_fn`; metrics mse_k and bpp_to_k
+        are those after layer k.
+        """
+        del lmbda, step
+        walker = entropy.NoisyWalker(self.analysis(x, None), seed)
+        pictures = self.pictures(self.walk(walker), None)
+        original = tf.cast(x, tf.float32)
+        _, metrics = self.rates(walker, x)
+        loss, bpp = 0.0, 0.0
+        for k, (weight, names, picture) in enumerate(zip(self.config.lambdas, self.config.layers, pictures)):
+            bpp += tf.add_n([metrics[f"bpp_{name}"] for name in names])
+            loss += weight * tf.reduce_mean(losses.distortion(original, picture, self.distortion)) + bpp
+            metrics[f"bpp_to_{k}"] = bpp
+            metrics[f"mse_{k}"] = tf.reduce_mean(losses.mse(original, picture))
+        metrics["mse"] = metrics[f"mse_{k}"]
+        return loss, metrics
+
+
+def _recur(first, cells, last, x, states, upsample=False):
+    """(output, states): a convolution, ConvLSTM cells, each followed by depth-to-space when `upsample`, a convolution."""
+    x = first(x)
+    after = []
+    for k, cell in enumerate(cells):
+        x, state = cell(x, None if states is None else states[k])
+        after.append(state)
+        if upsample:
+            x = tf.nn.depth_to_space(x, 2)
+    return last(x), tuple(after)
