@@ -12,7 +12,7 @@ import platform
 
 import numpy as np
 
-from goconv_tf import codec, commands, zoo
+from goconv_tf import codec, commands, plots, zoo
 from goconv_tf.files import atomic_write
 
 commands.quiet_tensorflow()
@@ -25,6 +25,10 @@ def table(rows, columns):
     lines = ["| " + " | ".join(title for title, _, _ in columns) + " |", "|" + "---|" * len(columns)]
     lines += ["| " + " | ".join(format(row[key], spec) for _, key, spec in columns) + " |" for row in rows]
     return "\n".join(lines)
+
+
+def points(rows):
+    return {metric: [(row["bpp"], row[metric]) for row in rows] for metric in ("psnr-rgb", "ms-ssim-rgb")}
 
 
 def main():
@@ -44,8 +48,8 @@ def main():
     names = sorted(name for name in os.listdir(args.images) if name.lower().endswith(commands.PICTURE_EXTENSIONS))
     pictures = [codec.read_picture(os.path.join(args.images, name)) for name in names]
     rows = []
-    points = evaluation.operating_points(info.config, args.points)
-    for point in points:
+    asked = evaluation.operating_points(info.config, args.points)
+    for point in asked:
         rows.append(evaluation.measure_model(model, pictures, **point))
         print({key: round(value, 5) for key, value in rows[-1].items()}, flush=True)
     jpeg = [evaluation.measure_jpeg(pictures, quality) for quality in JPEG_QUALITIES]
@@ -59,12 +63,15 @@ def main():
     config["card"]["jpeg"] = jpeg
     config["card"]["notes"] = args.notes or config["card"].get("notes", "")
     atomic_write(path, (json.dumps(config, indent=1) + "\n").encode())
-    plot(os.path.join(info.path, "curve.png"), info.name, rows, jpeg, len(pictures))
+    curves = [
+        {"name": name, "style": style, "results": points(curve)} for name, style, curve in ((info.name, "o-", rows), ("JPEG 4:2:0", "s-", jpeg))
+    ]
+    plots.rate_distortion(os.path.join(info.path, "curve.png"), curves, title=f"mean of {len(pictures)} pictures")
 
     training = config["card"].get("training", {})
     size = os.path.getsize(os.path.join(info.path, zoo.WEIGHTS_FILE))
     parameters = sum(int(np.prod(v.shape)) for v in model.trainable_variables)
-    columns = [(name, name, ".5g") for name in points[0]] + [
+    columns = [(name, name, ".5g") for name in asked[0]] + [
         ("bpp", "bpp", ".4f"),
         ("PSNR RGB, dB", "psnr-rgb", ".3f"),
         ("MS-SSIM RGB", "ms-ssim-rgb", ".5f"),
@@ -91,33 +98,13 @@ Gain over Pillow's JPEG (4:2:0) at equal rate:
 
 JPEG in the same run:
 
-{table(jpeg, [("quality", "quality", ".0f"), *columns[len(points[0]) :]])}
+{table(jpeg, [("quality", "quality", ".0f"), *columns[len(asked[0]) :]])}
 
 ![Rate-distortion curve](curve.png)
 
 Made by `python experiments/card.py checkpoints/{os.path.basename(os.path.normpath(info.path))} IMAGES`.
 """
     atomic_write(os.path.join(info.path, "README.md"), text.encode())
-
-
-def plot(path, name, rows, jpeg, count):
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(1, 2, figsize=(9, 3.6), constrained_layout=True)
-    for axis, key, label in zip(axes, ("psnr-rgb", "ms-ssim-rgb"), ("PSNR RGB, dB", "MS-SSIM RGB, dB")):
-        for curve, title, style in ((rows, name, "o-"), (jpeg, "JPEG 4:2:0 (Pillow)", "s--")):
-            values = np.array([row[key] for row in curve])
-            axis.plot([row["bpp"] for row in curve], values if key == "psnr-rgb" else -10 * np.log10(1 - values), style, markersize=3.5, label=title)
-        axis.set_xlim(0, 1.3)
-        axis.set_xlabel(f"bits per pixel (mean of {count} pictures)")
-        axis.set_ylabel(label)
-        axis.grid(alpha=0.3)
-    axes[0].legend()
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
 
 
 if __name__ == "__main__":

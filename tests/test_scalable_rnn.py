@@ -3,16 +3,18 @@
 import dataclasses
 import json
 import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 import tensorflow as tf
-from conftest import draw, lively_rnn
+from conftest import ROOT, draw, lively_rnn
 from PIL import Image
 from test_codec import resealed
 from test_commands import one_line
 
-from goconv_tf import bitstream, codec, commands, presets, zoo
+from goconv_tf import bitstream, codec, commands, metrics, presets, zoo
 from goconv_tf.entropy import RoundingWalker
 from goconv_tf.errors import BitstreamError, RateError, UsageError
 from goconv_tf.layers import ConvLSTM2DCell
@@ -238,6 +240,32 @@ def test_commands(command, rnn, photo, tmp_path):
     assert "takes" in one_line(command("truncate", stream, tmp_path / "c.gcv", "--target_bpp", "0.001"))
     assert "the file has 3" in one_line(command("truncate", stream, tmp_path / "c.gcv", "--layers", "4"))
     assert not (tmp_path / "c.gcv").exists()
+
+
+def test_original_commands(rnn, rnn_dir, tmp_path):
+    """To the letter of the original's README; its flags before or after the command."""
+    script = os.path.join(ROOT, "experiments", "rnn.py")
+    env = {**os.environ, "PYTHONPATH": ROOT}
+
+    def run(*args):
+        return subprocess.run([sys.executable, script, *map(str, args)], env=env, capture_output=True, text=True, check=False, cwd=tmp_path)
+
+    Image.fromarray(draw(170, 180)).save(tmp_path / "xxx.png")
+    done = run("--checkpoint_dir", rnn_dir, "--batchsize", 1, "compress", "xxx.png", "compressed.bin")
+    assert done.returncode == 0, done.stderr
+    lines = [line.split(": ") for line in done.stdout.splitlines()]
+    figures = "Mean squared error", "PSNR (dB)", "Multiscale SSIM", "Multiscale SSIM (dB)", "Information content in bpp", "Actual bits per pixel"
+    assert [name for name, _ in lines] == list(figures) * 3
+    assert float(lines[-1][1]) == pytest.approx(8 * os.path.getsize(tmp_path / "compressed.bin") / (170 * 180), abs=1e-4)
+    assert float(lines[-2][1]) == pytest.approx(float(lines[-1][1]), rel=0.1)
+    done = run("decompress", "--batchsize", 1, "--checkpoint_dir", rnn_dir, "--iter", 2, "compressed.bin", "back.png")
+    assert done.returncode == 0, done.stderr
+    shown = codec.decompress(rnn, (tmp_path / "compressed.bin").read_bytes(), layers=2)
+    np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "back.png")), shown)
+    assert float(lines[7][1]) == pytest.approx(metrics.psnr(draw(170, 180), shown), abs=0.006)
+    assert "no such file" in one_line(run("--checkpoint_dir", rnn_dir, "compress", "missing.png"))
+    assert "no PNG" in one_line(run("train", "--train_glob", "nothing/*.png"))
+    assert sorted(os.listdir(tmp_path)) == ["back.png", "compressed.bin", "xxx.png"]
 
 
 def test_layers_of_other_models_do_not_decode(rnn, model):

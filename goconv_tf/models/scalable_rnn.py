@@ -111,6 +111,11 @@ class ScalableRNN(Codec):
             shapes[name] = (*(y if name.startswith("y") else z), self.config.filters)
         return shapes
 
+    @property
+    def bytes_per_pixel(self):
+        """Peak memory of coding, bytes per pixel: measured as 680 to 740 with 24 filters in the decoder's last cell, and in proportion to them."""
+        return 31 * self.config.decoder_filters[-1]
+
     def layer_lambdas(self, lmbda):
         return self.config.lambdas
 

@@ -1,0 +1,58 @@
+"""Rate-distortion plots, legible at the width of a paper's column."""
+
+import io
+import math
+
+from goconv_tf.files import atomic_write
+
+LABELS = {"psnr-rgb": "PSNR RGB (dB)", "ms-ssim-rgb": "MS-SSIM RGB (dB)", "psnr-yuv": "PSNR YUV 6:1:1 (dB)", "ms-ssim-y": "MS-SSIM Y (dB)"}
+
+
+def decibels(metric: str, value: float) -> float:
+    """What is drawn: MS-SSIM as -10 log10(1 - MS-SSIM), all else as it is."""
+    if metric.startswith("ms-ssim"):
+        return -10 * math.log10(max(1 - value, 1e-10))
+    return value
+
+
+def rate_distortion(path, curves, metrics=("psnr-rgb", "ms-ssim-rgb"), title="", max_bpp=None):
+    """Draws curves over bits per pixel, one panel a metric, into a file whose extension says its format (.png, .pdf, .svg).
+
+    Args:
+      curves: [{"name": str, "results": {metric: [(bpp, value)]}, "style": optional matplotlib format}];
+        those without a style are references, drawn thin and dashed. MS-SSIM is given linear and drawn in dB.
+      max_bpp: right end of the rate axis; default: 1.3 times the largest rate of a styled curve.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    own = [curve for curve in curves if "style" in curve] or curves
+    limit = max_bpp or 1.3 * max((point[0] for curve in own for points in curve["results"].values() for point in points), default=1.0)
+    with plt.rc_context({"font.size": 8, "axes.grid": True, "grid.alpha": 0.3, "legend.fontsize": 6.5, "legend.framealpha": 0.8}):
+        figure, axes = plt.subplots(1, len(metrics), figsize=(3.5 * len(metrics), 3.0), constrained_layout=True, squeeze=False)
+        colours = plt.get_cmap("tab10").colors
+        for axis, metric in zip(axes[0], metrics):
+            for number, curve in enumerate(curves):
+                points = sorted(p for p in curve["results"].get(metric, ()) if p[1] is not None and math.isfinite(p[1]))
+                rates, values = [p[0] for p in points], [decibels(metric, p[1]) for p in points]
+                colour = colours[number % len(colours)]
+                if "style" in curve:
+                    axis.plot(rates, values, curve["style"], color=colour, markersize=3.5, linewidth=1.4, label=curve["name"], zorder=3)
+                else:
+                    axis.plot(rates, values, "--", color=colour, linewidth=0.9, label=curve["name"])
+            axis.set_xlim(0, limit)
+            seen = [decibels(metric, v) for c in curves for r, v in c["results"].get(metric, ()) if v is not None and math.isfinite(v) and r <= limit]
+            if seen:
+                margin = 0.04 * (max(seen) - min(seen) or 1)
+                axis.set_ylim(min(seen) - margin, max(seen) + margin)
+            axis.set_xlabel("bits per pixel")
+            axis.set_ylabel(LABELS.get(metric, metric))
+        axes[0][0].legend(loc="lower right")
+        if title:
+            figure.suptitle(title, fontsize=8)
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format=str(path).rsplit(".", 1)[-1], dpi=200)
+        plt.close(figure)
+    atomic_write(str(path), buffer.getvalue())

@@ -1,0 +1,35 @@
+"""Published rate-distortion points (published.json), for plots, tables and BD-rates. No TensorFlow."""
+
+import functools
+import json
+import os
+from typing import Dict
+
+from goconv_tf.errors import UsageError
+
+_METRICS = ("psnr-rgb", "ms-ssim-rgb")
+
+
+@functools.cache
+def _contents():
+    with open(os.path.join(os.path.dirname(__file__), "published.json"), encoding="utf-8") as f:
+        return json.load(f)
+
+
+def names(dataset: str):
+    """Names of the published curves on "kodak" or "tecnick"."""
+    return sorted(_contents()[dataset])
+
+
+def curve(dataset: str, name: str) -> Dict:
+    """{"name", "source", "results"}; results {"psnr-rgb" or "ms-ssim-rgb": [(bpp, value)]}, MS-SSIM linear; UsageError names what there is."""
+    if name not in _contents()[dataset]:
+        raise UsageError(f"no published curve {name!r} on {dataset}: there are {', '.join(names(dataset))}")
+    entry = _contents()[dataset][name]
+    results = {metric: [tuple(point) for point in entry[metric]] for metric in _METRICS if metric in entry}
+    return {"name": entry["title"], "source": entry["source"], "results": results}
+
+
+def tables() -> Dict:
+    """The papers' tables, by model."""
+    return _contents()["tables"]
