@@ -1,6 +1,7 @@
 """The papers' settings as data: one frozen dataclass a model, one registry of presets. No TensorFlow."""
 
 import dataclasses
+import json
 from typing import Any, Dict, Optional, Sequence, Tuple
 
 from goconv_tf.errors import UsageError
@@ -12,6 +13,21 @@ def _make_tuples(config):
         value = getattr(config, field.name)
         if isinstance(value, list):
             object.__setattr__(config, field.name, tuple(value))
+
+
+def _check_shares(config):
+    """UsageError unless filters and latents can be split in two frequencies."""
+    for name in ("filters", "latents"):
+        low = config.alpha * getattr(config, name)
+        if low != int(low) or not 0 < low < getattr(config, name):
+            raise UsageError(f"{name} {getattr(config, name)} cannot be split with alpha {config.alpha:g}: both shares must be whole and positive")
+
+
+def _widths(num_filters, num_latents):
+    """Changes that --num_filters and --num_latents ask for."""
+    if num_filters:
+        return {"filters": num_filters, "latents": num_latents or num_filters}
+    return {"latents": num_latents} if num_latents else {}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,10 +57,7 @@ class VariableRateConfig:
         _make_tuples(self)
         if self.latents is None:
             object.__setattr__(self, "latents", self.filters)
-        for name in ("filters", "latents"):
-            low = self.alpha * getattr(self, name)
-            if low != int(low) or not 0 < low < getattr(self, name):
-                raise UsageError(f"{name} {getattr(self, name)} cannot be split with alpha {self.alpha:g}: both shares must be whole and positive")
+        _check_shares(self)
 
     @property
     def rates(self) -> str:
@@ -61,11 +74,66 @@ class VariableRateConfig:
         changes: Dict[str, Any] = {}
         if lambdas:
             changes.update(lmbda_min=min(lambdas), lmbda_max=max(lambdas))
-        if num_filters:
-            changes.update(filters=num_filters, latents=num_latents or num_filters)
-        elif num_latents:
-            changes["latents"] = num_latents
-        return dataclasses.replace(self, **changes)
+        return dataclasses.replace(self, **changes, **_widths(num_filters, num_latents))
+
+
+@dataclasses.dataclass(frozen=True)
+class CRPEConfig:
+    """Settings of `goconv_tf.models.CRPE` (Fu et al., arXiv 2209.03353).
+
+    filters: N, filters of a layer, both resolutions together.
+    latents: M, channels of the latent y; None means N, as in the paper.
+    alpha: share of low-resolution filters.
+    hyper_width: filters of the hyper syntheses' middle layers (288 in the paper).
+    estimation_widths: filters of the first two 1x1 layers of the parameter estimations.
+    second_hyper, crpe_z, crpe_y: the paper's ablations. crpe_z is a part of the second hyper layer.
+    separate_fusion: one convolution for means and one for scales where y_L's parameters are fused; the original has one for both.
+    if_weight: weight of the information-fidelity loss in the first `if_steps` steps; 0 leaves it out.
+    lmbda: the Lagrangian that the weights are trained for.
+    """
+
+    filters: int = 448
+    latents: Optional[int] = None
+    alpha: float = 0.5
+    hyper_width: int = 288
+    estimation_widths: Tuple[int, int] = (640, 512)
+    second_hyper: bool = True
+    crpe_z: bool = True
+    crpe_y: bool = True
+    separate_fusion: bool = False
+    if_weight: float = 1.0
+    if_steps: int = 200_000
+    lmbda: float = 0.01
+
+    model = "crpe"
+
+    def __post_init__(self):
+        _make_tuples(self)
+        if self.latents is None:
+            object.__setattr__(self, "latents", self.filters)
+        _check_shares(self)
+        if not self.second_hyper and (self.crpe_z or self.separate_fusion):
+            raise UsageError("without second_hyper there is neither crpe_z nor separate_fusion")
+
+    @property
+    def layers(self) -> Tuple[Tuple[str, ...], ...]:
+        """Names of the latents in coding order."""
+        return ((*(("z2_high", "z2_low") if self.second_hyper else ()), "z1_low", "z1_high", "y_low", "y_high"),)
+
+    @property
+    def rates(self) -> str:
+        return f"trained for lambda {self.lmbda:g}"
+
+    @property
+    def training_lambdas(self) -> Tuple[float, ...]:
+        return (self.lmbda,)
+
+    def adapt(self, num_filters: int = 0, num_latents: int = 0, lambdas: Sequence[float] = ()):
+        """The same with other widths (0: unchanged; without num_latents, M becomes N) and another lambda."""
+        if len(lambdas) > 1:
+            raise UsageError(f"crpe is trained for one lambda, not {len(lambdas)}")
+        changes: Dict[str, Any] = {"lmbda": lambdas[0]} if lambdas else {}
+        return dataclasses.replace(self, **changes, **_widths(num_filters, num_latents))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,6 +203,13 @@ PRESETS: Dict[str, Dict[str, Any]] = {
         "small": VariableRateConfig(filters=64, latents=192, hyper_width=128, estimation_widths=(320, 256), lmbda_min=5e-4, lmbda_max=0.1),
         "tiny": VariableRateConfig(filters=8, hyper_width=8, estimation_widths=(16, 16), lmbda_min=1e-3, lmbda_max=0.1),
     },
+    "crpe": {
+        "paper-high": CRPEConfig(),
+        "paper-low": CRPEConfig(filters=256),
+        "base": CRPEConfig(filters=192),
+        "small": CRPEConfig(filters=64, latents=192, hyper_width=128, estimation_widths=(320, 256)),
+        "tiny": CRPEConfig(filters=8, hyper_width=8, estimation_widths=(16, 16)),
+    },
     "scalable_rnn": {
         "paper": ScalableRNNConfig(),
         "base": ScalableRNNConfig(input_filters=32, encoder_filters=(128, 256, 256), decoder_filters=(256, 256, 128, 64)),
@@ -143,7 +218,27 @@ PRESETS: Dict[str, Dict[str, Any]] = {
     },
 }
 
-CONFIGS = {"variable_rate": VariableRateConfig, "scalable_rnn": ScalableRNNConfig}
+CONFIGS = {"variable_rate": VariableRateConfig, "crpe": CRPEConfig, "scalable_rnn": ScalableRNNConfig}
+
+
+def change_settings(config, settings: Sequence[str]):
+    """The config with fields changed as "name=value" says, values as in JSON; UsageError for what is not a field or not of its type."""
+    changes: Dict[str, Any] = {}
+    for setting in settings:
+        name, _, text = setting.partition("=")
+        if name not in {field.name for field in dataclasses.fields(config)}:
+            raise UsageError(f"{config.model} has no setting {name!r}: there are {', '.join(field.name for field in dataclasses.fields(config))}")
+        try:
+            value = json.loads(text)
+        except ValueError:
+            raise UsageError(f"the value of {setting!r} is not one as in JSON, such as 3, 0.5, true or [64, 96]") from None
+        now = getattr(config, name)
+        number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        fits = {bool: isinstance(value, bool), float: number, int: number and value == int(value), tuple: isinstance(value, list)}
+        if not fits.get(type(now), False):
+            raise UsageError(f"{setting!r}: {name} is {json.dumps(now)}, of another type")
+        changes[name] = type(now)(value)
+    return dataclasses.replace(config, **changes)
 
 
 def get_preset(model: str, preset: str):

@@ -16,10 +16,13 @@ from absl import app, flags
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
-flags.DEFINE_string("model", "variable_rate", "Model to train: variable_rate or scalable_rnn.")
-flags.DEFINE_string("preset", "small", "Preset of the model: paper, base, small or tiny.")
+flags.DEFINE_string("model", "variable_rate", "Model to train: variable_rate, crpe or scalable_rnn.")
+flags.DEFINE_string("preset", "small", "Preset of the model: paper (crpe: paper-high, paper-low), base, small or tiny.")
 flags.DEFINE_integer("num_filters", 0, "N, filters per layer (scalable_rnn: channels of its latents), instead of the preset's.", lower_bound=0)
 flags.DEFINE_integer("num_latents", 0, "M, channels of y, instead of the preset's (or of N, when --num_filters is given).", lower_bound=0)
+flags.DEFINE_multi_string(
+    "set", [], "NAME=VALUE of the model's config (goconv_tf/presets.py), such as if_weight=0 or hyperprior=false. May be repeated."
+)
 flags.DEFINE_multi_string("train_glob", [], "Glob pattern, or folder, of training pictures (PNG, JPEG, WebP). May be repeated.")
 flags.DEFINE_string("checkpoint_dir", None, "Folder of the run: saves, logs, exports.")
 flags.DEFINE_string("name", None, "Name of the exported model. Default: the folder's name.")
@@ -27,7 +30,7 @@ flags.DEFINE_list(
     "lambdas",
     [],
     "Lagrangians. variable_rate: one is drawn for every training patch (default: nine that span the preset's range). "
-    "scalable_rnn: one for each layer (default: the preset's).",
+    "crpe: one. scalable_rnn: one for each layer (default: the preset's).",
 )
 flags.DEFINE_enum(
     "distortion",
@@ -64,13 +67,14 @@ def _options():
     from goconv_tf import training
     from goconv_tf.errors import UsageError
 
-    values = {field.name: getattr(flags.FLAGS, field.name) for field in dataclasses.fields(training.Options)}
+    flag_of = {"settings": "set"}
+    values = {field.name: getattr(flags.FLAGS, flag_of.get(field.name, field.name)) for field in dataclasses.fields(training.Options)}
     for name in ("lambdas", "val_lambdas", "lr_drops"):
         try:
             values[name] = tuple(float(v) for v in values[name])
         except ValueError:
             raise UsageError(f"--{name} takes numbers separated by commas, not {','.join(values[name])}") from None
-    for name in ("train_glob", "val_glob"):
+    for name in ("train_glob", "val_glob", "settings"):
         values[name] = tuple(values[name])
     return training.Options(**values)
 

@@ -15,8 +15,8 @@ import tensorflow as tf
 from goconv_tf import data, zoo
 from goconv_tf.errors import DataError, GoConvError, UsageError
 from goconv_tf.files import atomic_write
-from goconv_tf.models import MODELS, named_weights
-from goconv_tf.presets import get_preset
+from goconv_tf.models import MODELS, crpe, named_weights
+from goconv_tf.presets import change_settings, get_preset
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,6 +30,7 @@ class Options:
     name: Optional[str] = None
     num_filters: int = 0
     num_latents: int = 0
+    settings: Tuple[str, ...] = ()
     lambdas: Tuple[float, ...] = ()
     distortion: str = "mse"
     balance: float = 0.0
@@ -289,8 +290,10 @@ class Watch(tf.keras.callbacks.Callback):
 
 
 def make_config(options: Options):
-    """The preset's config with the options' widths and lambdas."""
-    return get_preset(options.model, options.preset).adapt(options.num_filters, options.num_latents, options.lambdas)
+    """The preset's config with the options' widths, lambdas and settings."""
+    return change_settings(get_preset(options.model, options.preset), options.settings).adapt(
+        options.num_filters, options.num_latents, options.lambdas
+    )
 
 
 def saved_step(backup_dir) -> int:
@@ -335,6 +338,22 @@ def stopped_by_signals(stop):
             signal.signal(number, handler)
 
 
+def start_from(model, warm, name):
+    """Gives a new model another's weights: one of the same kind and widths, or for CRPE a VariableRate, at CRPE's lambda."""
+    if (model.config.model, warm.config.model) == ("crpe", "variable_rate"):
+        same = all(
+            getattr(model.config, key) == getattr(warm.config, key) for key in ("filters", "latents", "alpha", "hyper_width", "estimation_widths")
+        )
+        if same and model.config.second_hyper and model.config.crpe_y:
+            crpe.adopt(model, warm, model.config.lmbda)
+            return
+    targets, values = named_weights(model), named_weights(warm)
+    if {name: v.shape for name, v in targets.items()} != {name: v.shape for name, v in values.items()}:
+        raise UsageError(f"--warm_start {name}: other widths than this run's: {warm.config} against {model.config}")
+    for key, target in targets.items():
+        target.assign(values[key])
+
+
 def train(options: Options):
     """Trains, or goes on with, the run in options.checkpoint_dir; returns the trained model.
 
@@ -358,6 +377,8 @@ def train(options: Options):
         for key in ("model", "preset", "num_filters", "num_latents"):
             if run.get(key, 0) != getattr(options, key):
                 raise UsageError(f"{folder} holds a run with {key} {run.get(key)}, not {getattr(options, key)}")
+        if tuple(run.get("settings", ())) != options.settings:
+            raise UsageError(f"{folder} holds a run with --set {' '.join(run.get('settings', ())) or 'nothing'}")
         if bool(run["ema"]) != bool(options.ema):
             raise UsageError(f"{folder} holds a run {'with' if run['ema'] else 'without'} averaged weights: --ema cannot be turned on or off")
     strategy = make_strategy(options.strategy)
@@ -369,11 +390,7 @@ def train(options: Options):
         model = zoo.new_model(config)
         if options.warm_start:
             warm = zoo.load_pretrained(options.warm_start, fold=False)
-            targets, values = named_weights(model), named_weights(warm)
-            if {name: v.shape for name, v in targets.items()} != {name: v.shape for name, v in values.items()}:
-                raise UsageError(f"--warm_start {options.warm_start}: other widths than this run's: {warm.config} against {config}")
-            for name, target in targets.items():
-                target.assign(values[name])
+            start_from(model, warm, options.warm_start)
         model.distortion, model.balance = options.distortion, options.balance
         optimizer = make_optimizer(options)
         optimizer.build(model.trainable_variables)

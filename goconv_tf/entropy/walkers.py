@@ -38,17 +38,19 @@ class _Walker:
 
 
 class NoisyWalker(_Walker):
-    """Training: latents [batch, h, w, c] with noise in [-0.5, 0.5) drawn from `seed`, int32 [2]."""
+    """Training: latents [batch, h, w, c] with noise in [-0.5, 0.5) drawn from `seed`, int32 [2]; `values` keeps them."""
 
     def __init__(self, latents, seed):
         super().__init__(latents)
         self.seed = seed
+        self.values = {}
 
     def __call__(self, name, model, *parameters):
         latent = tf.cast(self.latents[name], tf.float32)
         seed = self.seed + [len(self.likelihoods), 0]
         noisy = latent + tf.random.stateless_uniform(tf.shape(latent), seed, -0.5, 0.5)
         self.likelihoods[name] = model.likelihood(noisy, *parameters)
+        self.values[name] = noisy
         return noisy
 
 

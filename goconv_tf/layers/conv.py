@@ -44,8 +44,15 @@ class RDFTKernel(tfc.Parameter):
         initial_value = tf.convert_to_tensor(initial_value)
         self._shape = tuple(int(n) for n in initial_value.shape)
         self._matrix = irdft_matrix(*self._shape[:2])
-        flat = tf.reshape(initial_value, (self._matrix.shape[0], -1))
-        self.rdft = tf.Variable(tf.matmul(tf.constant(self._matrix.T, flat.dtype), flat), name=f"{name}_rdft")
+        self.rdft = tf.Variable(self._transform(initial_value), name=f"{name}_rdft")
+
+    def _transform(self, kernel):
+        flat = tf.reshape(kernel, (self._matrix.shape[0], -1))
+        return tf.matmul(tf.constant(self._matrix.T, flat.dtype), flat)
+
+    def set_value(self, kernel):
+        """Makes it the kernel [height, width, in, out]."""
+        self.rdft.assign(self._transform(tf.ensure_shape(kernel, self._shape)))
 
     def __call__(self, compute_dtype=None):
         matrix = tf.constant(self._matrix, self.rdft.dtype)

@@ -140,7 +140,6 @@ class Codec(tf.keras.Model):
         Returns:
           (loss, {name: scalar}); rates in bits per pixel, mse in squared 8-bit units.
         """
-        del step
         walker = entropy.NoisyWalker(self.analysis(x, lmbda), seed)
         reconstruction = self.synthesis(self.walk(walker), lmbda)
         original = tf.cast(x, tf.float32)
@@ -149,7 +148,13 @@ class Codec(tf.keras.Model):
         if self.balance:
             loss *= tf.pow(lmbda / math.sqrt(self.config.lmbda_min * self.config.lmbda_max), -self.balance)
         metrics["mse"] = tf.reduce_mean(losses.mse(original, reconstruction))
-        return tf.reduce_mean(loss), metrics
+        auxiliary, more = self.auxiliary_loss(walker.values, step)
+        return tf.reduce_mean(loss) + auxiliary, {**metrics, **more}
+
+    def auxiliary_loss(self, values, step):
+        """(what training adds to R + lambda * D, {name: scalar}), from {latent: noisy value}."""
+        del values, step
+        return 0.0, {}
 
     def rates(self, walker, x):
         """(bits per pixel [batch], {"bpp" and "bpp_<latent>": mean over the batch}) of what a walker saw of x."""
@@ -189,6 +194,8 @@ class Codec(tf.keras.Model):
         kinds = (entropy.FactorizedPrior, entropy.GaussianConditional)
         found = {}
         for name, value in sorted(vars(self).items()):
+            if name.startswith("_"):
+                continue
             several = {f"{name}/{k}": v for k, v in enumerate(value)} if isinstance(value, list) else {name: value}
             found.update({key: v for key, v in several.items() if isinstance(v, kinds)})
         return found

@@ -6,18 +6,10 @@ from goconv_tf.entropy import FactorizedPrior, GaussianConditional
 from goconv_tf.layers import GoConv2D, GoConv2DTranspose, ModulatedGoConv2D, ModulatedGoConv2DTranspose, OctaveTensor, SignalConv2D
 from goconv_tf.layers.octave import crop, crop_like, split_filters
 from goconv_tf.models.base import Codec, stage
+from goconv_tf.models.octave import halves, latent_sizes
 from goconv_tf.presets import VariableRateConfig
 
 PIXEL_SCALE = 256.0  # x / 256, as in the paper
-
-
-def _halves(parameters):
-    """(mean, scale): first and second half of the channels."""
-    return tf.split(tf.cast(parameters, tf.float32), 2, axis=-1)
-
-
-def _half(n):
-    return (n + 1) // 2
 
 
 class VariableRate(Codec):
@@ -92,8 +84,8 @@ class VariableRate(Codec):
         z_low = walker("z_low", self.prior_z_low)
         z_high = walker("z_high", self.prior_z_high)
         psi_high, p_low = self.hyper_synthesis(z_high, z_low, walker.size("y_high"))
-        y_low = walker("y_low", self.conditional, *_halves(p_low))
-        y_high = walker("y_high", self.conditional, *_halves(self.parameter_estimation(y_low, psi_high)))
+        y_low = walker("y_low", self.conditional, *halves(p_low))
+        y_high = walker("y_high", self.conditional, *halves(self.parameter_estimation(y_low, psi_high)))
         return OctaveTensor(y_high, y_low)
 
     @stage
@@ -104,10 +96,7 @@ class VariableRate(Codec):
         return tf.cast(x, tf.float32) * PIXEL_SCALE
 
     def latent_shapes(self, height, width):
-        y_high = (height // 16, width // 16)
-        y_low = tuple(map(_half, y_high))
-        z_high = tuple(_half(_half(n)) for n in y_high)
-        z_low = tuple(map(_half, z_high))
+        y_high, y_low, z_high, z_low = latent_sizes(height, width)
         return {
             "z_low": (*z_low, self.z_low_channels),
             "z_high": (*z_high, self.z_high_channels),

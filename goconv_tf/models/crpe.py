@@ -1,0 +1,240 @@
+"""Multi-layer hyper-priors with cross-resolution parameter estimation (Fu et al., arXiv 2209.03353)."""
+
+import tensorflow as tf
+
+from goconv_tf.entropy import FactorizedPrior, GaussianConditional
+from goconv_tf.layers import GDN, GoConv2D, GoConv2DTranspose, OctaveTensor, RDFTKernel, SignalConv2D
+from goconv_tf.layers.octave import crop, crop_like, split_filters
+from goconv_tf.models.base import Codec, stage
+from goconv_tf.models.octave import halves, latent_sizes
+from goconv_tf.presets import CRPEConfig
+
+PIXEL_SCALE = 255.0
+
+
+class CRPE(Codec):
+    """Octave codec with two layers of hyper-priors; the high resolution's parameters are estimated from the decoded low one.
+
+        x --g_a--> y_H, y_L --h_a1--> z1_H, z1_L --h_a2--> z2_H, z2_L
+        z2_H, z2_L: factorized priors;                          P2 = h_s2(z2~)
+        z1_L ~ N(halves of P2_L);  z1_H ~ N(f_z(up(z1_L~), P2_H))       CRPE at level z;   P1 = h_s1(z1~)
+        y_L ~ N(C(m(P1_L), up4(m(P2_L))), C(s(P1_L), up4(s(P2_L))))     m, s: halves of the channels
+        y_H ~ N(f_y(up(y_L~), up4(P2_H), P1_H))                         CRPE at level y;   x^ = g_s(y_H~, y_L~)
+
+    y_H has h/16 x w/16 positions, z1_H and z2_H a quarter as many a side, low resolutions half of theirs,
+    all rounded up: pictures of any size are one piece (the original cuts those over 5000 pixels a side in two,
+    for memory's sake; here memory grows with the area, and is checked beforehand).
+
+    What the paper ablates is in the config: `second_hyper` (without: z1 has factorized priors, y_L halves of P1_L),
+    `crpe_z` and `crpe_y` (without: f sees no decoded low resolution), `if_weight` (0: no information-fidelity
+    loss), `separate_fusion` (two convolutions C, one for means and one for scales; the original shares one).
+
+    Args:
+      config: CRPEConfig; None for the paper's at high rates (N = 448).
+    """
+
+    def __init__(self, config=None, **kwargs):
+        super().__init__(config or CRPEConfig(), **kwargs)
+        c = self.config
+        n, m = c.filters, c.latents
+        self.y_high_channels, self.y_low_channels = split_filters(m, c.alpha)
+        self.z_high_channels, self.z_low_channels = split_filters(n, c.alpha)
+        core, leaky = {"alpha": c.alpha}, {"alpha": c.alpha, "activation": "leaky_relu"}
+        # The hyper syntheses have plain kernels.
+        plain, plain_leaky = {**core, "kernel_parameter": "variable"}, {**leaky, "kernel_parameter": "variable"}
+        self.g_a = [GoConv2D(n, 5, 2, activation="gdn", **core) for _ in range(3)] + [GoConv2D(m, 5, 2, **core)]
+        self.g_s = [GoConv2DTranspose(n, 5, 2, activation="igdn", **core) for _ in range(3)] + [GoConv2DTranspose(3, 5, 2, alpha=0)]
+        self.h_a1 = [GoConv2D(n, 3, **leaky), GoConv2D(n, 5, 2, **leaky), GoConv2D(n, 5, 2, use_bias=False, **core)]
+        self.h_s1 = [
+            GoConv2DTranspose(n, 5, 2, **plain_leaky),
+            GoConv2DTranspose(c.hyper_width, 5, 2, **plain_leaky),
+            GoConv2DTranspose(2 * m, 3, **plain),
+        ]
+        self.f_y = self._estimation(self.y_high_channels)
+        if c.crpe_y:
+            self.f_y_up = SignalConv2D(self.y_high_channels, 5, 2, transpose=True)
+        if c.second_hyper:
+            self.h_a2 = [GoConv2D(n, 3, **leaky), GoConv2D(n, 3, **leaky), GoConv2D(n, 3, use_bias=False, **core)]
+            self.h_s2 = [
+                GoConv2DTranspose(n, 3, **plain_leaky),
+                GoConv2DTranspose(c.hyper_width, 3, **plain_leaky),
+                GoConv2DTranspose(2 * n, 3, **plain),
+            ]
+            self.f_z = self._estimation(self.z_high_channels)
+            if c.crpe_z:
+                self.f_z_up = SignalConv2D(self.z_high_channels, 5, 2, transpose=True)
+            self.up4_mean, self.up4_scale, self.up4_high = ([_up(n // 2), GDN(), _up(n // 2), GDN()] for _ in range(3))
+            self.fusion = SignalConv2D(self.y_low_channels, 5)
+            if c.separate_fusion:
+                self.fusion_scale = SignalConv2D(self.y_low_channels, 5)
+        if c.if_weight:
+            # Of use in training only.
+            self.if_y, self.if_z = (SignalConv2D(channels, 5, 2, transpose=True) for channels in (self.y_high_channels, self.z_high_channels))
+        self.prior_low, self.prior_high = FactorizedPrior(self.z_low_channels), FactorizedPrior(self.z_high_channels)
+        self.conditional = GaussianConditional()
+
+    def _estimation(self, channels):
+        widths = self.config.estimation_widths
+        return [SignalConv2D(widths[0], 1), SignalConv2D(widths[1], 1), SignalConv2D(2 * channels, 1, use_bias=False)]
+
+    @stage
+    def analysis(self, x, lmbda):
+        del lmbda
+        y = _chain(self.g_a, tf.cast(x, tf.float32) / PIXEL_SCALE)
+        z1 = _chain(self.h_a1, y)
+        latents = {"z1_low": z1.low, "z1_high": z1.high, "y_low": y.low, "y_high": y.high}
+        if self.config.second_hyper:
+            z2 = _chain(self.h_a2, z1)
+            latents.update(z2_high=z2.high, z2_low=z2.low)
+        return latents
+
+    @stage
+    def hyper_synthesis2(self, z2_high, z2_low):
+        """(P2_H, P2_L), as many positions as z1."""
+        return tuple(_chain(self.h_s2, OctaveTensor(z2_high, z2_low)))
+
+    @stage
+    def estimate_z_high(self, z1_low, p2_high):
+        """Mean and scale of z1_H, together."""
+        inputs = [crop_like(self.f_z_up(z1_low), p2_high), p2_high] if self.config.crpe_z else [p2_high]
+        return _estimate(self.f_z, inputs)
+
+    @stage
+    def hyper_synthesis1(self, z1_high, z1_low, size):
+        """(P1_H, P1_L) for y_H of spatial size `size`, int32 [2]."""
+        p = _chain(self.h_s1, OctaveTensor(z1_high, z1_low))
+        return crop(p.high, size), crop(p.low, (size + 1) // 2)
+
+    @stage
+    def estimate_y_low(self, p1_low, p2_low):
+        """Mean and scale of y_L, together, from both hyper layers."""
+        (mean1, scale1), (mean2, scale2) = halves(p1_low), halves(p2_low)
+        fuse_scale = self.fusion_scale if self.config.separate_fusion else self.fusion
+        mean = self.fusion(tf.concat([mean1, crop_like(_chain(self.up4_mean, mean2), mean1)], axis=-1))
+        scale = fuse_scale(tf.concat([scale1, crop_like(_chain(self.up4_scale, scale2), scale1)], axis=-1))
+        return tf.concat([mean, scale], axis=-1)
+
+    @stage
+    def estimate_y_high(self, y_low, p2_high, p1_high):
+        """Mean and scale of y_H, together."""
+        inputs = [crop_like(self.f_y_up(y_low), p1_high)] if self.config.crpe_y else []
+        inputs += [] if p2_high is None else [crop_like(_chain(self.up4_high, p2_high), p1_high)]
+        return _estimate(self.f_y, [*inputs, p1_high])
+
+    def walk(self, walker):
+        p2_high = None
+        if self.config.second_hyper:
+            z2_high = walker("z2_high", self.prior_high)
+            z2_low = walker("z2_low", self.prior_low)
+            p2_high, p2_low = self.hyper_synthesis2(z2_high, z2_low)
+            z1_low = walker("z1_low", self.conditional, *halves(p2_low))
+            z1_high = walker("z1_high", self.conditional, *halves(self.estimate_z_high(z1_low, p2_high)))
+        else:
+            z1_low = walker("z1_low", self.prior_low)
+            z1_high = walker("z1_high", self.prior_high)
+        p1_high, p1_low = self.hyper_synthesis1(z1_high, z1_low, walker.size("y_high"))
+        if self.config.second_hyper:
+            p1_low = self.estimate_y_low(p1_low, p2_low)
+        y_low = walker("y_low", self.conditional, *halves(p1_low))
+        y_high = walker("y_high", self.conditional, *halves(self.estimate_y_high(y_low, p2_high, p1_high)))
+        return OctaveTensor(y_high, y_low)
+
+    @stage
+    def synthesis(self, latents, lmbda):
+        del lmbda
+        return tf.cast(_chain(self.g_s, latents), tf.float32) * PIXEL_SCALE
+
+    def latent_shapes(self, height, width):
+        y_high, y_low, z_high, z_low = latent_sizes(height, width)
+        shapes = {"y_high": (*y_high, self.y_high_channels), "y_low": (*y_low, self.y_low_channels)}
+        for z in ("z1", "z2"):
+            shapes.update({f"{z}_high": (*z_high, self.z_high_channels), f"{z}_low": (*z_low, self.z_low_channels)})
+        return {name: shapes[name] for name in self.latent_names}
+
+    def rates(self, walker, x):
+        bpp, metrics = super().rates(walker, x)
+        for frequency in ("high", "low"):
+            metrics[f"bpp_{frequency}"] = tf.add_n([metrics[f"bpp_{name}"] for name in self.latent_names if name.endswith(frequency)])
+        return bpp, metrics
+
+    def auxiliary_loss(self, values, step):
+        """Information fidelity, w * (IF_y + IF_z): how far T(low~) is from high~; w falls to 0 after `if_steps` steps."""
+        c = self.config
+        if not c.if_weight:
+            return 0.0, {}
+        fidelity = 0.0
+        for level, transform in (("y", self.if_y), ("z1", self.if_z)):
+            high = values[f"{level}_high"]
+            fidelity += tf.reduce_mean(tf.math.squared_difference(crop_like(transform(values[f"{level}_low"]), high), high))
+        weight = tf.where(step < c.if_steps, c.if_weight, 0.0)
+        return weight * fidelity, {"info_fidelity": fidelity}
+
+
+def _up(filters):
+    return SignalConv2D(filters, 3, 2, transpose=True)
+
+
+def _chain(layers, x):
+    for layer in layers:
+        x = layer(x)
+    return x
+
+
+def _estimate(layers, inputs):
+    """The three 1x1 convolutions of a parameter estimation."""
+    p = tf.concat(inputs, axis=-1)
+    for layer in layers[:-1]:
+        p = tf.nn.leaky_relu(layer(p), 0.2)
+    return layers[-1](p)
+
+
+def adopt(model, source, lmbda):
+    """Starts a CRPE from a VariableRate of the same widths, which it then equals at one lambda but for how z1 is coded.
+
+    The modulated convolutions become plain ones at lambda; C passes P1_L on, f_y ignores the second hyper layer. What
+    VariableRate does not have (h_a2, h_s2, f_z, the upsamplings) stays as initialised.
+
+    Args:
+      model: CRPE with `second_hyper` and `crpe_y`. source: VariableRate, not folded.
+    """
+    for ours, theirs in zip([*model.g_a, *model.g_s], [*source.g_a, *source.g_s]):
+        for path in ("high", "low", "up", "down"):
+            if getattr(theirs, path) is not None:
+                factors = getattr(theirs, f"{path}_scaling")(tf.constant(lmbda))[0, 0, 0]
+                _copy(getattr(ours, path), getattr(theirs, path), factors)
+                if getattr(theirs, f"{path}_activation") is not None:
+                    for a, b in zip(getattr(ours, f"{path}_activation").variables, getattr(theirs, f"{path}_activation").variables):
+                        a.assign(b)
+    # Pictures are x / 255 here, x / 256 there.
+    _set_kernel(model.g_a[0].high, model.g_a[0].high.kernel * (255.0 / 256.0))
+    for path in ("high", "up"):
+        _copy(getattr(model.g_s[-1], path), getattr(model.g_s[-1], path), 256.0 / 255.0)
+    for ours, theirs in zip([*model.h_a1, *model.h_s1], [*source.h_a, *source.h_s]):
+        for path in ("high", "low", "up", "down"):
+            _copy(getattr(ours, path), getattr(theirs, path))
+    _copy(model.f_y_up, source.f_up)
+    first, first_bias = source.f_pe[0].kernel, source.f_pe[0].bias
+    ignored = tf.zeros([1, 1, model.config.filters // 2, first.shape[-1]])
+    _set_kernel(model.f_y[0], tf.concat([first[:, :, : model.y_high_channels], ignored, first[:, :, model.y_high_channels :]], axis=2))
+    model.f_y[0].bias_parameter.assign(first_bias)
+    for ours, theirs in zip(model.f_y[1:], source.f_pe[1:]):
+        _copy(ours, theirs)
+    passing = tf.pad(tf.eye(model.y_low_channels)[None, None], [[2, 2], [2, 2], [0, model.config.filters // 2], [0, 0]])
+    for fusion in [model.fusion, model.fusion_scale] if model.config.separate_fusion else [model.fusion]:
+        _set_kernel(fusion, passing)
+        fusion.bias_parameter.assign(tf.zeros_like(fusion.bias_parameter))
+
+
+def _set_kernel(conv, kernel):
+    parameter = conv.kernel_parameter
+    if isinstance(parameter, RDFTKernel):
+        parameter.set_value(kernel)
+    else:
+        parameter.assign(kernel)
+
+
+def _copy(ours, theirs, factors=1.0):
+    """A convolution's kernel and bias, its output channels multiplied."""
+    _set_kernel(ours, theirs.kernel * factors)
+    if theirs.use_bias:
+        ours.bias_parameter.assign(theirs.bias * factors)
