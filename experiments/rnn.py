@@ -103,14 +103,14 @@ def compress(args):
     sizes = bitstream.unpack(result.data, codec.MAX_PIXELS).layer_bytes()
     for names, shown, size in zip(model.config.layers, result.pictures, sizes):
         estimated += sum(float(rates[name][0]) for name in names) / pixels
-        psnr, ms_ssim = metrics.psnr(picture, shown), metrics.ms_ssim(picture, shown)
-        print(f"Mean squared error: {255**2 / 10 ** (psnr / 10):0.4f}")
-        print(f"PSNR (dB): {psnr:0.2f}")
+        ms_ssim = metrics.ms_ssim(picture, shown)
+        print(f"Mean squared error: {metrics.mse(picture, shown):0.4f}")
+        print(f"PSNR (dB): {metrics.psnr(picture, shown):0.2f}")
         if math.isnan(ms_ssim):
             print("Multiscale SSIM: not defined under 161 pixels a side")
         else:
             print(f"Multiscale SSIM: {ms_ssim:0.4f}")
-            print(f"Multiscale SSIM (dB): {-10 * math.log10(max(1 - ms_ssim, 1e-10)):0.2f}")
+            print(f"Multiscale SSIM (dB): {metrics.decibels(ms_ssim):0.2f}")
         print(f"Information content in bpp: {estimated:0.4f}")
         print(f"Actual bits per pixel: {8 * size / pixels:0.4f}", flush=True)
     atomic_write(args.output_file, result.data)

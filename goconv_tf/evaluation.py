@@ -27,7 +27,7 @@ def operating_points(config, count: int = 8) -> List[dict]:
 
 
 def measure_model(model, pictures, entropy_coder="tfc", **point) -> Dict[str, float]:
-    """Means over pictures, uint8 [h, w, 3]: bpp of the whole file, psnr-rgb in dB, ms-ssim-rgb (linear), seconds.
+    """Means over pictures, uint8 [h, w, 3]: bpp of the whole file, `metrics.quality`, seconds.
 
     point: one of `operating_points`.
     """
@@ -59,8 +59,7 @@ def measure_jpeg(pictures, quality) -> Dict[str, float]:
 def _row(picture, decoded, data, encoding_time, decoding_time):
     return {
         "bpp": metrics.bpp(data, *picture.shape[:2]),
-        "psnr-rgb": metrics.psnr(picture, decoded),
-        "ms-ssim-rgb": metrics.ms_ssim(picture, decoded),
+        **metrics.quality(picture, decoded),
         "encoding_time": encoding_time,
         "decoding_time": decoding_time,
     }

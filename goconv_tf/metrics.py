@@ -1,25 +1,64 @@
 """Measures of pictures, uint8 [h, w, 3]. Depends on nothing else here."""
 
 import math
+from typing import Dict
 
 import numpy as np
 
+MS_SSIM_SIDE = 161  # smallest side in pixels for five scales of an 11 x 11 window
+
+
+def mse(a, b) -> float:
+    """Mean squared error of all samples."""
+    return float(np.mean(np.square(np.asarray(a, np.float64) - np.asarray(b, np.float64))))
+
 
 def psnr(a, b) -> float:
-    """Peak signal-to-noise ratio over all RGB samples, dB; inf for equal pictures."""
-    error = np.mean(np.square(a.astype(np.float64) - b.astype(np.float64)))
+    """Peak signal-to-noise ratio over all samples, 8-bit units, dB; inf for equal pictures."""
+    error = mse(a, b)
     return math.inf if error == 0 else 10 * math.log10(255**2 / error)
 
 
+def yuv(rgb):
+    """Y, U, V float64 [h, w, 3] of RGB, ITU-R BT.601 full range (JPEG's), not rounded, chroma around 128 and not subsampled."""
+    r, g, b = np.moveaxis(np.asarray(rgb, np.float64), -1, 0)
+    y = 0.299 * r + 0.587 * g + 0.114 * b
+    return np.stack([y, 128 + (b - y) / 1.772, 128 + (r - y) / 1.402], axis=-1)
+
+
 def ms_ssim(a, b) -> float:
-    """Multi-scale SSIM of the RGB channels' mean (Wang et al. 2003), linear; nan under 161 pixels a side."""
-    if min(a.shape[:2]) < 161:
+    """Multi-scale SSIM (Wang, Simoncelli, Bovik 2003), mean of the channels of [h, w, c] in 8-bit units, linear; nan under 161 pixels a side."""
+    if min(a.shape[:2]) < MS_SSIM_SIDE:
         return math.nan
     import tensorflow as tf
 
     return float(tf.image.ssim_multiscale(tf.constant(a, tf.float32)[None], tf.constant(b, tf.float32)[None], 255.0)[0])
 
 
+def decibels(similarity: float) -> float:
+    """MS-SSIM in dB, -10 log10(1 - MS-SSIM)."""
+    return math.inf if similarity >= 1 else -10 * math.log10(1 - similarity)
+
+
 def bpp(data: bytes, height: int, width: int) -> float:
     """Bits per pixel of a whole file."""
     return 8 * len(data) / (height * width)
+
+
+def quality(original, decoded) -> Dict[str, float]:
+    """All measures of a decoded picture: mse, psnr-rgb, -y, -u, -v, -yuv (6:1:1 of the three), ms-ssim-rgb and -y (linear).
+
+    PSNR in dB is inf for equal pictures; MS-SSIM is nan under 161 pixels a side.
+    """
+    a, b = yuv(original), yuv(decoded)
+    y, u, v = (psnr(a[..., k], b[..., k]) for k in range(3))
+    return {
+        "mse": mse(original, decoded),
+        "psnr-rgb": psnr(original, decoded),
+        "psnr-y": y,
+        "psnr-u": u,
+        "psnr-v": v,
+        "psnr-yuv": (6 * y + u + v) / 8,
+        "ms-ssim-rgb": ms_ssim(original, decoded),
+        "ms-ssim-y": ms_ssim(a[..., :1], b[..., :1]),
+    }

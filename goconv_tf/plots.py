@@ -3,19 +3,18 @@
 import io
 import math
 
+from goconv_tf import metrics
 from goconv_tf.files import atomic_write
 
 LABELS = {"psnr-rgb": "PSNR RGB (dB)", "ms-ssim-rgb": "MS-SSIM RGB (dB)", "psnr-yuv": "PSNR YUV 6:1:1 (dB)", "ms-ssim-y": "MS-SSIM Y (dB)"}
 
 
-def decibels(metric: str, value: float) -> float:
-    """What is drawn: MS-SSIM as -10 log10(1 - MS-SSIM), all else as it is."""
-    if metric.startswith("ms-ssim"):
-        return -10 * math.log10(max(1 - value, 1e-10))
-    return value
+def drawn(metric: str, value: float) -> float:
+    """MS-SSIM in dB, all else as it is."""
+    return metrics.decibels(value) if metric.startswith("ms-ssim") else value
 
 
-def rate_distortion(path, curves, metrics=("psnr-rgb", "ms-ssim-rgb"), title="", max_bpp=None):
+def rate_distortion(path, curves, measures=("psnr-rgb", "ms-ssim-rgb"), title="", max_bpp=None):
     """Draws curves over bits per pixel, one panel a metric, into a file whose extension says its format (.png, .pdf, .svg).
 
     Args:
@@ -31,19 +30,19 @@ def rate_distortion(path, curves, metrics=("psnr-rgb", "ms-ssim-rgb"), title="",
     own = [curve for curve in curves if "style" in curve] or curves
     limit = max_bpp or 1.3 * max((point[0] for curve in own for points in curve["results"].values() for point in points), default=1.0)
     with plt.rc_context({"font.size": 8, "axes.grid": True, "grid.alpha": 0.3, "legend.fontsize": 6.5, "legend.framealpha": 0.8}):
-        figure, axes = plt.subplots(1, len(metrics), figsize=(3.5 * len(metrics), 3.0), constrained_layout=True, squeeze=False)
+        figure, axes = plt.subplots(1, len(measures), figsize=(3.5 * len(measures), 3.0), constrained_layout=True, squeeze=False)
         colours = plt.get_cmap("tab10").colors
-        for axis, metric in zip(axes[0], metrics):
+        for axis, metric in zip(axes[0], measures):
             for number, curve in enumerate(curves):
                 points = sorted(p for p in curve["results"].get(metric, ()) if p[1] is not None and math.isfinite(p[1]))
-                rates, values = [p[0] for p in points], [decibels(metric, p[1]) for p in points]
+                rates, values = [p[0] for p in points], [drawn(metric, p[1]) for p in points]
                 colour = colours[number % len(colours)]
                 if "style" in curve:
                     axis.plot(rates, values, curve["style"], color=colour, markersize=3.5, linewidth=1.4, label=curve["name"], zorder=3)
                 else:
                     axis.plot(rates, values, "--", color=colour, linewidth=0.9, label=curve["name"])
             axis.set_xlim(0, limit)
-            seen = [decibels(metric, v) for c in curves for r, v in c["results"].get(metric, ()) if v is not None and math.isfinite(v) and r <= limit]
+            seen = [drawn(metric, v) for c in curves for r, v in c["results"].get(metric, ()) if v is not None and math.isfinite(v) and r <= limit]
             if seen:
                 margin = 0.04 * (max(seen) - min(seen) or 1)
                 axis.set_ylim(min(seen) - margin, max(seen) + margin)

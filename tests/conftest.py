@@ -26,7 +26,7 @@ def draw(height, width, seed=0):
 
 
 def lively(model, seed=0):
-    """Gives an untrained model latents that spread over several integers, and entropy parameters that vary."""
+    """Gives an untrained octave model latents that spread over several integers, and entropy parameters that vary."""
     import tensorflow as tf
 
     rng = np.random.default_rng(seed)
@@ -34,19 +34,32 @@ def lively(model, seed=0):
         if "/bias" in variable.name:
             variable.assign(rng.normal(0, 0.1, variable.shape))
     x = tf.constant(draw(128, 128))[None]
-    for layer, names, spread in ((model.g_a[-1], ("y_high", "y_low"), 4.0), (model.h_a[-1], ("z_high", "z_low"), 2.0)):
-        for name, convs in zip(names, ((layer.high, layer.up), (layer.low, layer.down))):
+    if model.config.model == "crpe":
+        spreads = [(model.g_a, "y", 4.0), (model.h_a1, "z1", 2.0)] + ([(model.h_a2, "z2", 2.0)] if model.config.second_hyper else [])
+        hyper, estimations = ([getattr(model, name) for name in names if hasattr(model, name)] for names in (("h_s1", "h_s2"), ("f_y", "f_z")))
+    else:
+        spreads, hyper, estimations = [(model.g_a, "y", 4.0), (model.h_a, "z", 2.0)], [model.h_s], [model.f_pe]
+    for layers, kind, spread in spreads:
+        layer = layers[-1]
+        for name, convs in ((f"{kind}_high", (layer.high, layer.up)), (f"{kind}_low", (layer.low, layer.down))):
             gain = spread / np.std(model.analysis(x, tf.constant([0.01]))[name])
             for conv in convs:
                 for variable in conv.trainable_variables:
                     variable.assign(gain * variable)
     # Scales that fit: the second half of the channels is large and varies.
-    bias = model.h_s[-1].low.bias_parameter
-    bias.assign(np.concatenate([rng.normal(0, 1, bias.shape[0] // 2), rng.uniform(2, 6, bias.shape[0] // 2)]))
-    model.f_pe[1].bias_parameter.assign_add(np.full(model.f_pe[1].filters, 1.0))
-    kernel = model.f_pe[-1].kernel.numpy()
-    kernel[..., kernel.shape[-1] // 2 :] += rng.uniform(0, 0.6, kernel[..., kernel.shape[-1] // 2 :].shape)
-    model.f_pe[-1].kernel_parameter.rdft.assign(kernel.reshape(1, -1))
+    for layers in hyper:
+        bias = layers[-1].low.bias_parameter
+        bias.assign(np.concatenate([rng.normal(0, 1, bias.shape[0] // 2), rng.uniform(2, 6, bias.shape[0] // 2)]))
+    if hasattr(model, "fusion"):  # passes the first layer's parameters on, and hears the second
+        for fusion in [model.fusion, model.fusion_scale] if model.config.separate_fusion else [model.fusion]:
+            kernel = 0.2 * fusion.kernel.numpy()
+            kernel[2, 2, : fusion.filters] += np.eye(fusion.filters)
+            fusion.kernel_parameter.set_value(kernel)
+    for layers in estimations:
+        layers[1].bias_parameter.assign_add(np.full(layers[1].filters, 1.0))
+        kernel = layers[-1].kernel.numpy()
+        kernel[..., kernel.shape[-1] // 2 :] += rng.uniform(0, 0.6, kernel[..., kernel.shape[-1] // 2 :].shape)
+        layers[-1].kernel_parameter.rdft.assign(kernel.reshape(1, -1))
     model.__dict__.pop("_stages", None)
     return model
 
@@ -92,6 +105,28 @@ def rnn(rnn_dir):
 
 
 @pytest.fixture(scope="session")
+def crpe_dir(tmp_path_factory):
+    """A model folder of the tiny CRPE preset, named "tiny-crpe"."""
+    import tensorflow as tf
+
+    from goconv_tf import presets, zoo
+
+    tf.keras.utils.set_random_seed(4)
+    model = lively(zoo.new_model(presets.get_preset("crpe", "tiny")))
+    path = str(tmp_path_factory.mktemp("zoo_crpe") / "tiny-crpe")
+    zoo.save_pretrained(model, path, "tiny-crpe")
+    return path
+
+
+@pytest.fixture(scope="session")
+def crpe(crpe_dir):
+    """The loaded, folded model of `crpe_dir`."""
+    from goconv_tf import zoo
+
+    return zoo.load_pretrained(crpe_dir)
+
+
+@pytest.fixture(scope="session")
 def model_dir(tmp_path_factory):
     """A model folder of the tiny preset, named "tiny-test"."""
     import tensorflow as tf
@@ -122,11 +157,11 @@ def photo(tmp_path_factory):
 
 
 @pytest.fixture
-def command(model_dir, rnn_dir):
+def command(model_dir, rnn_dir, crpe_dir):
     """Runs `python -m MODULE ARGS` in a process of its own, with the test models in the zoo."""
 
     def run(*args, module="goconv_tf", timeout=200):
-        env = {**os.environ, "GOCONV_TF_ZOO": os.pathsep.join(map(os.path.dirname, (model_dir, rnn_dir))), "PYTHONPATH": ROOT}
+        env = {**os.environ, "GOCONV_TF_ZOO": os.pathsep.join(map(os.path.dirname, (model_dir, rnn_dir, crpe_dir))), "PYTHONPATH": ROOT}
         return subprocess.run([sys.executable, "-m", module, *map(str, args)], env=env, capture_output=True, text=True, timeout=timeout, check=False)
 
     return run

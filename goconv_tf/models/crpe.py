@@ -192,7 +192,8 @@ def adopt(model, source, lmbda):
     """Starts a CRPE from a VariableRate of the same widths, which it then equals at one lambda but for how z1 is coded.
 
     The modulated convolutions become plain ones at lambda; C passes P1_L on, f_y ignores the second hyper layer. What
-    VariableRate does not have (h_a2, h_s2, f_z, the upsamplings) stays as initialised.
+    VariableRate does not have (h_a2, h_s2, f_z, the upsamplings) stays as initialised, but for a z2 so small that it
+    costs no bits at first.
 
     Args:
       model: CRPE with `second_hyper` and `crpe_y`. source: VariableRate, not folded.
@@ -219,6 +220,9 @@ def adopt(model, source, lmbda):
     model.f_y[0].bias_parameter.assign(first_bias)
     for ours, theirs in zip(model.f_y[1:], source.f_pe[1:]):
         _copy(ours, theirs)
+    for path in ("high", "low", "up", "down"):
+        conv = getattr(model.h_a2[-1], path)
+        _set_kernel(conv, 0.1 * conv.kernel)
     passing = tf.pad(tf.eye(model.y_low_channels)[None, None], [[2, 2], [2, 2], [0, model.config.filters // 2], [0, 0]])
     for fusion in [model.fusion, model.fusion_scale] if model.config.separate_fusion else [model.fusion]:
         _set_kernel(fusion, passing)
