@@ -157,6 +157,9 @@ class CRPE(Codec):
             metrics[f"bpp_{frequency}"] = tf.add_n([metrics[f"bpp_{name}"] for name in self.latent_names if name.endswith(frequency)])
         return bpp, metrics
 
+    def layer_lambdas(self, lmbda):
+        return (self.config.lmbda,)
+
     def auxiliary_loss(self, values, step):
         """Information fidelity, w * (IF_y + IF_z): how far T(low~) is from high~; w falls to 0 after `if_steps` steps."""
         c = self.config
