@@ -28,9 +28,12 @@ setup(
         "absl-py",
         "range-coder",
         "safetensors",
+        "tqdm",
+        "matplotlib",
+        "bjontegaard",
     ],
     extras_require={
-        "demo": ["matplotlib", "scikit-image"],
-        "test": ["pytest", "ruff", "mypy", "matplotlib", "scikit-image"],
+        "demo": ["scikit-image"],
+        "test": ["pytest", "ruff", "mypy", "scikit-image"],
     },
 )

@@ -1,82 +1,85 @@
-"""Measures a model folder on a folder of pictures and writes its card: README.md, curve.png, figures in config.json.
+"""Writes a model folder's card from measured results: README.md, curve.png, figures in config.json.
 
-    python experiments/card.py checkpoints/variable-rate-small-mse kodak/ [--notes "..."]
+    python -m goconv_tf evaluate --model checkpoints/variable-rate-small-mse kodak/ --output results
+    python -m goconv_tf bench_codec jpeg kodak/ --output results    # and jpeg2000, webp, avif
+    python experiments/card.py checkpoints/variable-rate-small-mse --results results [--notes "..."]
 
-Rates count every byte of real files, which are decoded again; JPEG is Pillow's, 4:2:0.
+Rates count every byte of real files, which were decoded again.
 """
 
 import argparse
 import json
 import os
-import platform
+import sys
 
 import numpy as np
 
-from goconv_tf import codec, commands, plots, zoo
+from goconv_tf import commands, evaluation, plots, published, zoo
+from goconv_tf.errors import GoConvError, UsageError
 from goconv_tf.files import atomic_write
 
 commands.quiet_tensorflow()
 
-JPEG_QUALITIES = (5, 8, 12, 18, 25, 35, 45, 55, 65, 75, 85, 92)
-RATES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 1.0)
+COLUMNS = (("bpp", "bpp", ".4f"), ("PSNR RGB, dB", "psnr-rgb", ".3f"), ("PSNR YUV, dB", "psnr-yuv", ".3f"), ("MS-SSIM RGB", "ms-ssim-rgb", ".5f"))
+COLUMNS += (("encoding, s", "encoding_time", ".2f"), ("decoding, s", "decoding_time", ".2f"))
+KEPT = ("lmbda", "layers", "bpp", "psnr-rgb", "psnr-yuv", "ms-ssim-rgb", "ms-ssim-y", "bpp-estimated", "encoding_time", "decoding_time")
 
 
 def table(rows, columns):
     lines = ["| " + " | ".join(title for title, _, _ in columns) + " |", "|" + "---|" * len(columns)]
-    lines += ["| " + " | ".join(format(row[key], spec) for _, key, spec in columns) + " |" for row in rows]
+    for row in rows:
+        lines.append("| " + " | ".join("" if row.get(key) is None else format(row[key], spec) for _, key, spec in columns) + " |")
     return "\n".join(lines)
 
 
-def points(rows):
-    return {metric: [(row["bpp"], row[metric]) for row in rows] for metric in ("psnr-rgb", "ms-ssim-rgb")}
+def bd_rates(own, others):
+    rows = []
+    for other in others:
+        cells = {"name": other["name"]}
+        for metric in ("psnr-rgb", "ms-ssim-rgb"):
+            try:
+                result = evaluation.bd_rate(other, own, metric)
+                cells[metric] = f"{result.rate:+.1f} % ({result.overlap[0]:.1f} to {result.overlap[1]:.1f} dB)"
+            except GoConvError as error:
+                cells[metric] = str(error)
+        rows.append(cells)
+    return table(rows, [("against", "name", ""), ("PSNR RGB", "psnr-rgb", ""), ("MS-SSIM RGB", "ms-ssim-rgb", "")])
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("model", help="Model folder.")
-    parser.add_argument("images", help="Folder of pictures.")
-    parser.add_argument(
-        "--points", type=int, default=8, help="How many lambdas, of models that have one, spread evenly over the logarithm of the model's range."
-    )
-    parser.add_argument("--notes", default="", help="Text for the card: data, machine, how it was trained.")
+    parser.add_argument("--results", default="results", help="Folder with its results and the other codecs' (default: %(default)s).")
+    parser.add_argument("--notes", default="", help="Text for the card: data, machine, how it was trained (default: what it says now).")
     args = parser.parse_args()
-
-    from goconv_tf import evaluation
-
-    model = zoo.load_pretrained(args.model)
-    info = model.info
-    names = sorted(name for name in os.listdir(args.images) if name.lower().endswith(commands.PICTURE_EXTENSIONS))
-    pictures = [codec.read_picture(os.path.join(args.images, name)) for name in names]
-    rows = []
-    asked = evaluation.operating_points(info.config, args.points)
-    for point in asked:
-        rows.append(evaluation.measure_model(model, pictures, **point))
-        print({key: round(value, 5) for key, value in rows[-1].items()}, flush=True)
-    jpeg = [evaluation.measure_jpeg(pictures, quality) for quality in JPEG_QUALITIES]
-    gains = [{"bpp": rate, **{k: evaluation.gain_at(rows, jpeg, rate, k) for k in ("psnr-rgb", "ms-ssim-rgb")}} for rate in RATES]
-    gains = [gain for gain in gains if np.isfinite(gain["psnr-rgb"])]
-
-    path = os.path.join(info.path, zoo.CONFIG_FILE)
+    info = zoo.find_model(args.model)
+    path = os.path.join(args.results, f"{info.name}.json")
+    own = evaluation.read_results(path)
+    if own["meta"].get("fingerprint") != info.fingerprint:
+        raise UsageError(f"{path} is of weights {own['meta'].get('fingerprint')}, not {info.fingerprint}")
     with open(path, encoding="utf-8") as f:
-        config = json.load(f)
-    config["card"]["kodak"] = rows
-    config["card"]["jpeg"] = jpeg
-    config["card"]["notes"] = args.notes or config["card"].get("notes", "")
-    atomic_write(path, (json.dumps(config, indent=1) + "\n").encode())
-    curves = [
-        {"name": name, "style": style, "results": points(curve)} for name, style, curve in ((info.name, "o-", rows), ("JPEG 4:2:0", "s-", jpeg))
-    ]
-    plots.rate_distortion(os.path.join(info.path, "curve.png"), curves, title=f"mean of {len(pictures)} pictures")
+        results = json.load(f)["results"]
+    rows = [{key: results[key][k] for key in KEPT if key in results} for k in range(len(results["bpp"]))]
+    others = []
+    for name in evaluation.CODECS:
+        other = os.path.join(args.results, f"{name}.json")
+        if os.path.exists(other):
+            others.append({**evaluation.read_results(other), "style": "s-"})
+    others.append(published.curve("kodak", "bpg444"))
 
+    config_path = os.path.join(info.path, zoo.CONFIG_FILE)
+    with open(config_path, encoding="utf-8") as f:
+        config = json.load(f)
+    config["card"].pop("jpeg", None)
+    config["card"]["kodak"] = rows
+    config["card"]["notes"] = args.notes or config["card"].get("notes", "")
+    plots.rate_distortion(os.path.join(info.path, "curve.png"), [{**own, "style": "o-"}, *others], max_bpp=1.5 * max(row["bpp"] for row in rows))
     training = config["card"].get("training", {})
     size = os.path.getsize(os.path.join(info.path, zoo.WEIGHTS_FILE))
-    parameters = sum(int(np.prod(v.shape)) for v in model.trainable_variables)
-    columns = [(name, name, ".5g") for name in asked[0]] + [
-        ("bpp", "bpp", ".4f"),
-        ("PSNR RGB, dB", "psnr-rgb", ".3f"),
-        ("MS-SSIM RGB", "ms-ssim-rgb", ".5f"),
-    ]
-    columns += [("encoding, s", "encoding_time", ".2f"), ("decoding, s", "decoding_time", ".2f")]
+    parameters = sum(int(np.prod(v.shape)) for v in zoo.load_pretrained(info.path, fold=False).trainable_variables)
+    config["card"]["parameters"] = parameters
+    atomic_write(config_path, (json.dumps(config, indent=1) + "\n").encode())
+    asked = [(key, key, ".5g") for key in ("lmbda", "layers") if key in rows[0]]
     text = f"""# {info.name}
 
 {info.model}, {parameters / 1e6:.2f} million parameters, {size / 2**20:.1f} MiB, {info.config.rates}, fingerprint {info.fingerprint}.
@@ -85,27 +88,28 @@ def main():
 
 Training: {training.get("steps", "?")} steps; last settings {json.dumps(training)}
 
-## {len(pictures)} pictures of `{os.path.basename(os.path.normpath(args.images))}`
+## {own["meta"]["pictures"]} pictures of `{own["meta"]["dataset"]}`
 
-Means over pictures; every byte of the file counts, and every file was decoded again. Seconds are those of this
-machine ({platform.machine()}, {os.cpu_count()} cores, beside other work) and mean little alone.
+Means over pictures; every byte of the file counts, and every file was decoded again. Seconds are those of one machine
+({own["meta"]["machine"]}, beside other work) and mean little alone.
 
-{table(rows, columns)}
+{table(rows, [*asked, *COLUMNS])}
 
-Gain over Pillow's JPEG (4:2:0) at equal rate:
+BD-rate, bits at equal quality (range compared); BPG's curve is a published one, the others were measured with Pillow on the same pictures:
 
-{table(gains, [("bpp", "bpp", ".2f"), ("PSNR, dB", "psnr-rgb", "+.2f"), ("MS-SSIM", "ms-ssim-rgb", "+.4f")])}
-
-JPEG in the same run:
-
-{table(jpeg, [("quality", "quality", ".0f"), *columns[len(asked[0]) :]])}
+{bd_rates(own, others)}
 
 ![Rate-distortion curve](curve.png)
 
-Made by `python experiments/card.py checkpoints/{os.path.basename(os.path.normpath(info.path))} IMAGES`.
+Made by `python experiments/card.py checkpoints/{os.path.basename(os.path.normpath(info.path))} --results RESULTS`.
 """
     atomic_write(os.path.join(info.path, "README.md"), text.encode())
+    print(os.path.join(info.path, "README.md"))
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except (GoConvError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)

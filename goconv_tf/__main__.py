@@ -1,4 +1,4 @@
-"""Command line: python -m goconv_tf compress | decompress | truncate | info | import_tf1 | models."""
+"""Command line: python -m goconv_tf compress | decompress | truncate | info | evaluate | bench_codec | bd_rate | plot | import_tf1 | models."""
 
 import sys
 
@@ -33,6 +33,17 @@ def add_allow_truncated(parser):
     parser.add_argument(
         "--allow_truncated", action="store_true", help="Take the whole layers of a scalable stream that is cut short or damaged after them."
     )
+
+
+evaluation_text = """Codes and decodes every picture at every operating point. Writes NAME.json in CompressAI's form (means over pictures, sorted by
+bpp of whole files; MS-SSIM linear). Run again, it measures only what is missing."""
+
+
+def add_evaluation(parser):
+    parser.add_argument("--output", default="results", help="Folder for the results (default: %(default)s).")
+    parser.add_argument("--jobs", type=int, default=1, help="Processes; with more than one, seconds mean little (default: %(default)s).")
+    parser.add_argument("--per_image", action="store_true", help="Also write per_image/NAME/PICTURE.json.")
+    parser.add_argument("--csv", action="store_true", help="Also write NAME.csv.")
 
 
 def make_parser():
@@ -102,6 +113,33 @@ def make_parser():
     p.add_argument("--output", required=True, help="Folder to write; must not exist.")
     p.add_argument("--name", help="What streams call the model (default: the folder's name).")
     p.set_defaults(run=lambda a: commands.import_tf1(a.checkpoint, a.model, a.output, a.name))
+
+    p = sub.add_parser("evaluate", help="Models on a folder of pictures: rate-distortion as JSON.", description=evaluation_text)
+    p.add_argument("images", help="Folder of pictures.")
+    p.add_argument("--model", action="append", required=True, help="Zoo name, model folder or training folder; may be repeated.")
+    p.add_argument("--points", type=int, default=8, help="How many lambdas, of models that have one (default: %(default)s).")
+    p.add_argument("--entropy_coder", choices=("tfc", "range-coder"), default="tfc", help="Range coder to use (default: %(default)s).")
+    add_evaluation(p)
+    p.set_defaults(run=lambda a: commands.evaluate([("model", m, a.entropy_coder, a.points) for m in a.model], a))
+
+    p = sub.add_parser("bench_codec", help="The same for codecs in Pillow.", description=evaluation_text)
+    p.add_argument("codec", choices=("jpeg", "jpeg2000", "webp", "avif"))
+    p.add_argument("images", help="Folder of pictures.")
+    add_evaluation(p)
+    p.set_defaults(run=lambda a: commands.evaluate([("codec", a.codec)], a))
+
+    p = sub.add_parser("bd_rate", help="Bjontegaard delta rate of two results.", description="How many percent of bits B needs more than A.")
+    p.add_argument("anchor", metavar="A.json", help="Results file, or a published curve such as kodak:bpg444.")
+    p.add_argument("test", metavar="B.json", help="The same.")
+    p.add_argument("--metric", default="psnr-rgb", choices=("psnr-rgb", "psnr-yuv", "psnr-y", "psnr-u", "psnr-v", "ms-ssim-rgb", "ms-ssim-y"))
+    p.set_defaults(run=lambda a: commands.bd_rate(a.anchor, a.test, a.metric))
+
+    p = sub.add_parser("plot", help="Rate-distortion curves of results.")
+    p.add_argument("results", nargs="+", help="Results files, and published curves such as kodak:bpg444.")
+    p.add_argument("-o", "--output", required=True, help="Picture to write: .png, .pdf or .svg.")
+    p.add_argument("--title", default="")
+    p.add_argument("--max_bpp", type=_positive, help="Right end of the rate axis.")
+    p.set_defaults(run=lambda a: commands.plot(a.results, a.output, a.title, a.max_bpp))
 
     p = sub.add_parser("models", help="Pretrained models, with sizes and rates.")
     p.add_argument("--verbose", action="store_true", help="Also print their folders and cards.")

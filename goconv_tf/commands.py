@@ -227,6 +227,49 @@ def info(path, max_pixels=codec.MAX_PIXELS, allow_truncated=False):
     return 0
 
 
+def evaluate(specs, args):
+    """The evaluate and bench_codec commands; returns the exit status."""
+    from goconv_tf import evaluation
+
+    if args.jobs < 1:
+        raise UsageError(f"--jobs must be at least 1, not {args.jobs}")
+    for path in evaluation.evaluate(specs, args.images, args.output, args.jobs, args.per_image, args.csv):
+        with open(path, encoding="utf-8") as f:
+            results = json.load(f)["results"]
+        rates, quality = results["bpp"], results["psnr-rgb"]
+        ends = "" if None in (quality[0], quality[-1]) else f", {quality[0]:.2f} to {quality[-1]:.2f} dB PSNR"
+        print(f"{path}: {len(rates)} points, {rates[0]:.4f} to {rates[-1]:.4f} bpp{ends}")
+    return 0
+
+
+def bd_rate(anchor, test, metric):
+    """The bd_rate command; returns the exit status."""
+    from goconv_tf import evaluation
+
+    a, b = evaluation.read_results(anchor), evaluation.read_results(test)
+    result = evaluation.bd_rate(a, b, metric)
+    overlap = f"{result.overlap[0]:.2f} to {result.overlap[1]:.2f} dB, {100 * result.share:.0f} % of both curves' range"
+    print(f"{result.rate:+.2f} % bits of {b['name']} against {a['name']} at equal {metric} ({overlap})")
+    return 0
+
+
+def plot(results, output, title="", max_bpp=None):
+    """The plot command; returns the exit status."""
+    from goconv_tf import evaluation, plots
+
+    extension = os.path.splitext(output)[1].lower()
+    if extension not in (".png", ".pdf", ".svg"):
+        raise UsageError(f"{output}: unknown plot format {extension!r}; use .png, .pdf or .svg")
+    check_output(output, "")
+    curves = [evaluation.read_results(path) for path in results]
+    for path, curve in zip(results, curves):
+        if os.path.exists(path):
+            curve["style"] = "o-" if curve["meta"].get("model") else "s-"
+    plots.rate_distortion(output, curves, title=title, max_bpp=max_bpp)
+    print(output)
+    return 0
+
+
 def import_tf1(checkpoint, model, output, name=None):
     """The import_tf1 command: an original's TensorFlow 1 checkpoint to a model folder; returns the exit status."""
     from goconv_tf import tf1

@@ -1,16 +1,31 @@
-"""Rate and distortion of whole files, really coded and decoded, over a set of pictures."""
+"""Rate and distortion of whole files, really coded and decoded, over a folder of pictures.
 
+Results are JSON in CompressAI's form: {"name", "description", "results": {"bpp": [...], "psnr-rgb": [...], ...}},
+parallel lists sorted by bpp, MS-SSIM linear, seconds a picture; `meta` says what made them. Every measured picture is kept in a
+line of its own (measured.jsonl), so that an interrupted evaluation goes on where it was.
+"""
+
+import concurrent.futures
+import csv
+import functools
+import hashlib
 import io
+import json
+import math
+import multiprocessing
+import os
+import platform
+import sys
 import time
-from typing import Dict, List
+from typing import Any, Dict, List, NamedTuple, Optional, Tuple
 
 import numpy as np
 
-from goconv_tf import codec, metrics
+from goconv_tf import bitstream, codec, commands, metrics, zoo
+from goconv_tf.errors import GoConvError, UsageError
+from goconv_tf.files import atomic_write
 
-
-def _mean(rows: List[dict]) -> Dict[str, float]:
-    return {key: float(np.mean([row[key] for row in rows])) for key in rows[0]}
+MEASURES = ("bpp", "psnr-rgb", "psnr-yuv", "psnr-y", "psnr-u", "psnr-v", "ms-ssim-rgb", "ms-ssim-y", "encoding_time", "decoding_time")
 
 
 def operating_points(config, count: int = 8) -> List[dict]:
@@ -26,53 +41,324 @@ def operating_points(config, count: int = 8) -> List[dict]:
     return [{}]
 
 
-def measure_model(model, pictures, entropy_coder="tfc", **point) -> Dict[str, float]:
-    """Means over pictures, uint8 [h, w, 3]: bpp of the whole file, `metrics.quality`, seconds.
+class Coding(NamedTuple):
+    """What a subject made of a picture. data: the file; more: further measures."""
 
-    point: one of `operating_points`.
+    data: bytes
+    decoded: np.ndarray
+    encoding_time: float
+    decoding_time: float
+    more: Dict[str, float]
+
+
+class ModelSubject:
+    """A model of the zoo as something to evaluate."""
+
+    def __init__(self, name, entropy_coder="tfc", points=8):
+        self.info = zoo.find_model(name)
+        self.entropy_coder = entropy_coder
+        self.name = self.info.name
+        self.identity = f"{self.info.name} {self.info.fingerprint} {entropy_coder}"
+        self.points = operating_points(self.info.config, points)
+        self.description = f"{self.info.model}, fingerprint {self.info.fingerprint}, {self.info.config.rates}"
+        steps = self.info.card.get("training", {}).get("steps")
+        self.meta = {"model": self.info.model, "fingerprint": self.info.fingerprint, "steps": steps, "entropy_coder": entropy_coder}
+
+    @functools.cached_property
+    def model(self):
+        return zoo.load_pretrained(self.info.path)
+
+    def code(self, picture, point) -> Coding:
+        import tensorflow as tf
+
+        model = self.model
+        begin = time.time()
+        data = codec.compress(model, picture, entropy_coder=self.entropy_coder, **point).data
+        middle = time.time()
+        stream = bitstream.unpack(data, codec.MAX_PIXELS)
+        decoded = codec.decode(model, stream)
+        end = time.time()
+        lmbda = tf.constant([bitstream.dequantize_lmbda(stream.lmbda_code)])
+        rates = model.estimate(tf.constant(codec.pad(picture, model.alignment))[None], lmbda).rates
+        names = [name for layer in model.config.layers[: len(stream.layers)] for name in layer]
+        pixels = picture.shape[0] * picture.shape[1]
+        more = {"bpp-strings": 8 * stream.payload / pixels, "bpp-estimated": sum(float(rates[name][0]) for name in names) / pixels}
+        strings = dict(zip(names, (section for layer in stream.layers for section in layer.sections)))
+        more.update({f"bpp-{name}": 8 * len(string) / pixels for name, string in strings.items()})
+        return Coding(data, decoded, middle - begin, end - middle, more)
+
+
+# What `bench_codec` knows: Pillow's format, its settings, and what is varied.
+_QUALITY = (5, 10, 15, 20, 25, 30, 40, 50, 60, 70, 75, 80, 85, 90, 93, 95)
+CODECS: Dict[str, Tuple[str, Dict[str, Any], str, Tuple[int, ...]]] = {
+    "jpeg": ("JPEG", {"subsampling": "4:2:0", "optimize": True}, "quality", _QUALITY),
+    "jpeg2000": ("JPEG2000", {"irreversible": True, "quality_mode": "rates"}, "rate", (240, 160, 120, 96, 72, 60, 48, 36, 30, 24, 18, 15, 12, 10, 8)),
+    "webp": ("WEBP", {"method": 6}, "quality", (0, 5, 10, 20, 30, 40, 50, 60, 70, 75, 80, 85, 90, 93, 95)),
+    "avif": ("AVIF", {"speed": 6, "subsampling": "4:2:0"}, "quality", (5, 10, 15, 20, 25, 30, 35, 40, 45, 50, 55, 60, 65, 70, 75, 80)),
+}
+
+
+class PillowSubject:
+    """A codec in Pillow as something to evaluate."""
+
+    def __init__(self, name):
+        import PIL
+        from PIL import Image, features
+
+        Image.init()
+        self.format, self.settings, self.varied, values = CODECS[name]
+        if self.format not in Image.SAVE:
+            raise UsageError(f"this Pillow ({PIL.__version__}) cannot write {name}")
+        self.name = name
+        self.points = [{self.varied: value} for value in values]
+        library = {"jpeg": "jpg", "jpeg2000": "jpg_2000"}.get(name, name)
+        version = f"Pillow {PIL.__version__}, library {features.version(library)}"
+        self.description = f"{self.format}, {version}, {json.dumps(self.settings)}"
+        self.identity = f"{name} {self.description}"
+        self.meta = {"codec": name, "version": version, "settings": self.settings}
+
+    def code(self, picture, point) -> Coding:
+        from PIL import Image
+
+        image, buffer = Image.fromarray(picture), io.BytesIO()
+        changing = {"quality_layers": [point["rate"]]} if "rate" in point else point
+        begin = time.time()
+        image.save(buffer, self.format, **self.settings, **changing)
+        middle = time.time()
+        decoded = np.asarray(Image.open(io.BytesIO(buffer.getvalue())).convert("RGB"))
+        return Coding(buffer.getvalue(), decoded, middle - begin, time.time() - middle, {})
+
+
+def make_subject(kind, *args):
+    """A subject from what can be sent to another process."""
+    return {"model": ModelSubject, "codec": PillowSubject}[kind](*args)
+
+
+def measure(subject, path, point) -> Dict[str, Optional[float]]:
+    """All measures of one picture file; those that are not defined are None."""
+    picture = codec.read_picture(path)
+    coding = subject.code(picture, point)
+    row: Dict[str, Any] = {"bpp": metrics.bpp(coding.data, *picture.shape[:2]), **metrics.quality(picture, coding.decoded), **coding.more}
+    row.update(encoding_time=coding.encoding_time, decoding_time=coding.decoding_time)
+    return {key: value if math.isfinite(value) else None for key, value in row.items()}
+
+
+_subjects: Dict[tuple, Any] = {}
+
+
+def _measure_task(spec, path, point):
+    if spec not in _subjects:
+        _subjects[spec] = make_subject(*spec)
+    return measure(_subjects[spec], path, point)
+
+
+class Store:
+    """Measured rows by what made them, in a file of JSON lines that survives being killed at any time."""
+
+    def __init__(self, path):
+        self.path = path
+        self.rows: Dict[str, dict] = {}
+        if os.path.exists(path):
+            with open(path, "rb") as f:
+                data = f.read()
+            for line in data.split(b"\n"):
+                try:
+                    entry = json.loads(line)
+                    self.rows[entry["key"]] = entry["row"]
+                except (ValueError, KeyError, TypeError):
+                    continue  # the line that was being written
+            if data and not data.endswith(b"\n"):
+                with open(path, "ab") as f:
+                    f.write(b"\n")
+
+    def add(self, key, row):
+        self.rows[key] = row
+        with open(self.path, "ab") as f:
+            f.write((json.dumps({"key": key, "row": row}) + "\n").encode())
+
+
+def _file_hash(path):
+    with open(path, "rb") as f:
+        return hashlib.sha256(f.read()).hexdigest()[:16]
+
+
+def evaluate(specs, images, output, jobs=1, per_image=False, as_csv=False) -> List[str]:
+    """Measures subjects on a folder of pictures; returns the paths of the JSON files, one a subject.
+
+    Args:
+      specs: arguments of `make_subject`.
+      images: folder of pictures.
+      output: folder for <subject>.json, measured.jsonl and, on request, per_image/ and <subject>.csv.
+      jobs: processes.
+
+    Raises:
+      GoConvError: if a picture or a model cannot be used; what was measured before is kept.
     """
-    rows = []
-    for picture in pictures:
-        begin = time.time()
-        data = codec.compress(model, picture, entropy_coder=entropy_coder, **point).data
-        middle = time.time()
-        decoded = codec.decompress(model, data)
-        rows.append(_row(picture, decoded, data, middle - begin, time.time() - middle))
-    return {**point, **_mean(rows)}
+    import tqdm
+
+    paths = [source for source, _ in commands.plan([images], output, commands.PICTURE_EXTENSIONS, ".json")]
+    subjects: List[Any] = [make_subject(*spec) for spec in specs]
+    if len({subject.name for subject in subjects}) < len(subjects):
+        raise UsageError("two of the models have the same name")
+    for path in paths:
+        codec.read_picture(path)  # all that cannot be used are found before hours of work
+    hashes = {path: _file_hash(path) for path in paths}
+    os.makedirs(output, exist_ok=True)
+    store = Store(os.path.join(output, "measured.jsonl"))
+
+    def key(subject, path, point):
+        return json.dumps([subject.identity, point, hashes[path]])
+
+    tasks = [(spec, s, path, point) for spec, s in zip(specs, subjects) for point in s.points for path in paths]
+    missing = [task for task in tasks if key(*task[1:]) not in store.rows]
+    with tqdm.tqdm(total=len(tasks), initial=len(tasks) - len(missing), unit="coding", mininterval=0.5 if sys.stderr.isatty() else 30) as bar:
+
+        def done(subject, path, point, row):
+            store.add(key(subject, path, point), row)
+            bar.set_description(subject.name, refresh=False)
+            bar.update()
+
+        if jobs == 1:
+            for spec, subject, path, point in missing:
+                _subjects.setdefault(spec, subject)
+                done(subject, path, point, _measure_task(spec, path, point))
+        elif missing:
+            context = multiprocessing.get_context("spawn")
+            with concurrent.futures.ProcessPoolExecutor(jobs, mp_context=context) as pool:
+                futures = {pool.submit(_measure_task, spec, path, point): (s, path, point) for spec, s, path, point in missing}
+                try:
+                    for future in concurrent.futures.as_completed(futures):
+                        done(*futures[future], future.result())
+                except BaseException:
+                    pool.shutdown(cancel_futures=True)
+                    raise
+    written = []
+    for subject in subjects:
+        rows = [{path: store.rows[key(subject, path, point)] for path in paths} for point in subject.points]
+        written.append(_write(subject, rows, images, output, as_csv))
+        if per_image:
+            _write_per_image(subject, rows, output)
+    return written
 
 
-def measure_jpeg(pictures, quality) -> Dict[str, float]:
-    """The same of Pillow's JPEG, default subsampling (4:2:0)."""
-    from PIL import Image
+def mean_row(point, by_path) -> Tuple[Dict[str, Any], Dict[str, str]]:
+    """(means over pictures with the operating point, {measure: why it is None})."""
+    rows = list(by_path.values())
+    means: Dict[str, Any] = dict(point)
+    reasons = {}
+    for name in rows[0]:
+        values = [row[name] for row in rows]
+        absent = sum(value is None for value in values)
+        means[name] = float(np.mean(values)) if not absent else None
+        if absent:
+            why = f"a side is under {metrics.MS_SSIM_SIDE} pixels" if name.startswith("ms-ssim") else "no error at all"
+            reasons[name] = f"not defined for {absent} of {len(rows)} pictures: {why}"
+    return means, reasons
 
-    rows = []
-    for picture in pictures:
-        buffer = io.BytesIO()
-        begin = time.time()
-        Image.fromarray(picture).save(buffer, "JPEG", quality=quality)
-        middle = time.time()
-        decoded = np.asarray(Image.open(buffer))
-        rows.append(_row(picture, decoded, buffer.getvalue(), middle - begin, time.time() - middle))
-    return {"quality": quality, **_mean(rows)}
 
-
-def _row(picture, decoded, data, encoding_time, decoding_time):
-    return {
-        "bpp": metrics.bpp(data, *picture.shape[:2]),
-        **metrics.quality(picture, decoded),
-        "encoding_time": encoding_time,
-        "decoding_time": decoding_time,
+def _write(subject, rows, images, output, as_csv):
+    pairs = [mean_row(point, by_path) for point, by_path in zip(subject.points, rows)]
+    pairs.sort(key=lambda pair: pair[0]["bpp"])
+    names = list(pairs[0][0])
+    reasons = {name: reason for _, more in pairs for name, reason in more.items()}
+    contents = {
+        "name": subject.name,
+        "description": subject.description,
+        "meta": {
+            **subject.meta,
+            "dataset": os.path.basename(os.path.normpath(images)),
+            "pictures": len(rows[0]),
+            "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+            "python": platform.python_version(),
+            **({"null": reasons} if reasons else {}),
+        },
+        "results": {name: [row[name] for row, _ in pairs] for name in names},
     }
+    path = os.path.join(output, f"{subject.name}.json")
+    atomic_write(path, (json.dumps(contents, indent=1) + "\n").encode())
+    if as_csv:
+        text = io.StringIO()
+        writer = csv.writer(text)
+        # tensorflow/compression's columns: rate, then measures.
+        writer.writerow(names)
+        writer.writerows([["" if row[name] is None else row[name] for name in names] for row, _ in pairs])
+        atomic_write(os.path.join(output, f"{subject.name}.csv"), text.getvalue().encode())
+    return path
 
 
-def gain_at(rows, reference, bpp, metric="psnr-rgb") -> float:
-    """How much higher `metric` is than the reference's at a rate, both interpolated over log bpp; nan outside either."""
+def _write_per_image(subject, rows, output):
+    folder = os.path.join(output, "per_image", subject.name)
+    os.makedirs(folder, exist_ok=True)
+    for path in rows[0]:
+        stem = os.path.splitext(os.path.basename(path))[0]
+        ordered = sorted(({**point, **by_path[path]} for point, by_path in zip(subject.points, rows)), key=lambda row: row["bpp"])
+        results = {name: [row[name] for row in ordered] for name in ordered[0]}
+        contents = {"source": stem, "name": subject.name, "description": subject.description, "results": results}
+        atomic_write(os.path.join(folder, f"{stem}.json"), (json.dumps(contents, indent=1) + "\n").encode())
 
-    def at(curve):
-        curve = sorted(curve, key=lambda row: row["bpp"])
-        rates = [row["bpp"] for row in curve]
-        if not rates[0] <= bpp <= rates[-1]:
-            return float("nan")
-        return float(np.interp(np.log(bpp), np.log(rates), [row[metric] for row in curve]))
 
-    return at(rows) - at(reference)
+def read_results(path_or_name) -> Dict[str, Any]:
+    """A results file, or a published curve as "kodak:bpg444": {"name", "description", "results": {measure: [(bpp, value)]}}.
+
+    Raises:
+      UsageError: if it is neither.
+    """
+    from goconv_tf import published
+
+    dataset, _, name = path_or_name.partition(":")
+    if name and dataset in published.DATASETS:
+        return published.curve(dataset, name)
+    try:
+        with open(path_or_name, encoding="utf-8") as f:
+            data = json.load(f)
+        results = data["results"]
+        rates = results["bpp"]
+        curves = {}
+        for name, values in results.items():
+            if name in MEASURES and name != "bpp":
+                if len(values) != len(rates):
+                    raise UsageError(f"{path_or_name}: {name} has {len(values)} values for {len(rates)} rates")
+                curves[name] = [(float(rate), float(value)) for rate, value in zip(rates, values) if value is not None]
+        return {"name": data.get("name", path_or_name), "description": data.get("description", ""), "results": curves, "meta": data.get("meta", {})}
+    except FileNotFoundError:
+        raise UsageError(f"{path_or_name}: no such file; published curves are named like kodak:bpg444") from None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UsageError(f"{path_or_name}: not a results file ({type(error).__name__}: {error})") from error
+
+
+class BDRate(NamedTuple):
+    """rate: percent of bits that the test needs more than the anchor at equal quality. overlap: the qualities compared; share: of their union."""
+
+    rate: float
+    overlap: Tuple[float, float]
+    share: float
+
+
+def bd_rate(anchor, test, metric="psnr-rgb") -> BDRate:
+    """Bjontegaard delta rate (Akima interpolation, `bjontegaard` package) of two `read_results`; MS-SSIM counts in dB.
+
+    Raises:
+      GoConvError: if either lacks the metric or has under three points, or their qualities do not overlap.
+    """
+    import bjontegaard
+
+    curves = []
+    for data in (anchor, test):
+        points = sorted(data["results"].get(metric, ()))
+        if metric.startswith("ms-ssim"):
+            points = [(rate, metrics.decibels(value)) for rate, value in points]
+        # Where a curve falls back, more bits bought nothing: the interpolation needs a rising one.
+        rising = [point for k, point in enumerate(points) if all(point[1] > other[1] for other in points[:k])]
+        if len(rising) < 3:
+            raise GoConvError(f"{data['name']}: {len(rising)} points of {metric}; BD-rate needs three")
+        curves.append(np.array(rising))
+    (rate_a, quality_a), (rate_b, quality_b) = (curve.T for curve in curves)
+    low, high = max(quality_a[0], quality_b[0]), min(quality_a[-1], quality_b[-1])
+    union = max(quality_a[-1], quality_b[-1]) - min(quality_a[0], quality_b[0])
+    if low >= high:
+        raise GoConvError(
+            f"the curves do not overlap: {anchor['name']} has {metric} {quality_a[0]:.2f} to {quality_a[-1]:.2f}, "
+            f"{test['name']} {quality_b[0]:.2f} to {quality_b[-1]:.2f} dB"
+        )
+    value = bjontegaard.bd_rate(rate_a, quality_a, rate_b, quality_b, method="akima", require_matching_points=False, min_overlap=0)
+    return BDRate(float(value), (float(low), float(high)), float((high - low) / union))

@@ -7,6 +7,7 @@ from typing import Dict
 
 from goconv_tf.errors import UsageError
 
+DATASETS = ("kodak", "tecnick")
 _METRICS = ("psnr-rgb", "ms-ssim-rgb")
 
 

@@ -52,14 +52,14 @@ class CodingTable:
 def factorized_table(prior) -> tuple:
     """(CodingTable, quantization offset float32 [channels]) of a tfc distribution per channel."""
 
-    @tf.function  # the search for the tails is a loop of thousands of steps
     def build():
         model = tfc.ContinuousBatchedEntropyModel(
             prior, coding_rank=3, compression=True, stateless=True, tail_mass=TAIL_MASS, range_coder_precision=PRECISION
         )
         return model.cdf, model.cdf_offset, tf.broadcast_to(model.quantization_offset, prior.batch_shape)
 
-    cdf, cdf_offset, offset = (value.numpy() for value in build())
+    # Compiled, as the search for the tails is a loop of thousands of steps. (The partial keeps TensorFlow from warning of retracing.)
+    cdf, cdf_offset, offset = (value.numpy() for value in tf.function(functools.partial(build))())
     return CodingTable(cdf, cdf_offset), offset
 
 

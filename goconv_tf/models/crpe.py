@@ -195,8 +195,8 @@ def adopt(model, source, lmbda):
     """Starts a CRPE from a VariableRate of the same widths, which it then equals at one lambda but for how z1 is coded.
 
     The modulated convolutions become plain ones at lambda; C passes P1_L on, f_y ignores the second hyper layer. What
-    VariableRate does not have (h_a2, h_s2, f_z, the upsamplings) stays as initialised, but for a z2 so small that it
-    costs no bits at first.
+    VariableRate does not have (h_a2, h_s2, f_z, the upsamplings) stays as initialised, but for a z2 that is small
+    and has the other model's priors of z, so that it costs few bits at first.
 
     Args:
       model: CRPE with `second_hyper` and `crpe_y`. source: VariableRate, not folded.
@@ -226,6 +226,9 @@ def adopt(model, source, lmbda):
     for path in ("high", "low", "up", "down"):
         conv = getattr(model.h_a2[-1], path)
         _set_kernel(conv, 0.1 * conv.kernel)
+    for ours, theirs in ((model.prior_high, source.prior_z_high), (model.prior_low, source.prior_z_low)):
+        for a, b in zip(ours.variables, theirs.variables):
+            a.assign(b)
     passing = tf.pad(tf.eye(model.y_low_channels)[None, None], [[2, 2], [2, 2], [0, model.config.filters // 2], [0, 0]])
     for fusion in [model.fusion, model.fusion_scale] if model.config.separate_fusion else [model.fusion]:
         _set_kernel(fusion, passing)

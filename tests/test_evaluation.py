@@ -1,0 +1,173 @@
+"""Measures, results files, BD-rates, plots."""
+
+import json
+import math
+import os
+import pathlib
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from conftest import draw
+from PIL import Image
+from skimage.color import rgb2ycbcr
+from test_commands import one_line
+
+from goconv_tf import evaluation, losses, metrics, published
+from goconv_tf.errors import GoConvError, UsageError
+
+
+def test_measures_agree_with_independent_ones():
+    a = draw(170, 190)
+    b = np.clip(a.astype(int) + np.random.default_rng(0).integers(-9, 9, a.shape), 0, 255).astype(np.uint8)
+    assert metrics.psnr(a, b) == pytest.approx(float(tf.image.psnr(a, b, 255)), abs=1e-4)
+    assert metrics.ms_ssim(a, b) == pytest.approx(float(tf.image.ssim_multiscale(a, b, 255)), abs=1e-5)
+    # Pillow's YCbCr is JPEG's, rounded to 8 bits; scikit-image's is BT.601 in studio range.
+    np.testing.assert_allclose(metrics.yuv(a), np.asarray(Image.fromarray(a).convert("YCbCr")), atol=1.01)
+    studio = rgb2ycbcr(a)
+    np.testing.assert_allclose(metrics.yuv(a)[..., 0], (studio[..., 0] - 16) * 255 / 219, atol=0.01)
+    np.testing.assert_allclose(metrics.yuv(a)[..., 1:], (studio[..., 1:] - 128) * 255 / 224 + 128, atol=0.01)
+    np.testing.assert_allclose(metrics.yuv(a)[..., 0], losses.luma(tf.constant(a, tf.float32))[..., 0], atol=1e-3)
+    q = metrics.quality(a, b)
+    assert q["psnr-yuv"] == pytest.approx((6 * q["psnr-y"] + q["psnr-u"] + q["psnr-v"]) / 8)
+    assert q["psnr-y"] == pytest.approx(10 * math.log10(255**2 / np.mean((metrics.yuv(a)[..., 0] - metrics.yuv(b)[..., 0]) ** 2)))
+    assert metrics.decibels(0.99) == pytest.approx(20)
+    assert metrics.quality(a, a)["psnr-rgb"] == math.inf and math.isnan(metrics.ms_ssim(a[:160], b[:160]))
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pictures")
+    for k, size in enumerate(((165, 170), (170, 165))):
+        Image.fromarray(draw(*size, k)).save(folder / f"{k}.png")
+    return str(folder)
+
+
+def test_evaluate_resumes_after_any_interruption(model, model_dir, pictures, tmp_path, monkeypatch):
+    specs = [("model", model_dir, "tfc", 3), ("codec", "jpeg")]
+    calls = []
+    original = evaluation.ModelSubject.code
+
+    def counted(self, picture, point):
+        calls.append(point)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return original(self, picture, point)
+
+    monkeypatch.setattr(evaluation.ModelSubject, "code", counted)
+    monkeypatch.setattr(evaluation, "_subjects", {})
+    with pytest.raises(KeyboardInterrupt):
+        evaluation.evaluate(specs, pictures, str(tmp_path))
+    assert sorted(os.listdir(tmp_path)) == ["measured.jsonl"]
+    with open(tmp_path / "measured.jsonl", "ab") as f:
+        f.write(b'{"key": "half a li')
+    paths = evaluation.evaluate(specs, pictures, str(tmp_path), per_image=True, as_csv=True)
+    assert len(calls) == 4 + 3  # 6 codings, of which 3 were kept
+    before = [pathlib.Path(path).read_text() for path in paths]
+    evaluation.evaluate(specs, pictures, str(tmp_path))
+    assert len(calls) == 7 and before == [pathlib.Path(path).read_text() for path in paths]
+
+    data = json.loads(before[0])
+    assert set(data) == {"name", "description", "meta", "results"}
+    results = data["results"]
+    assert {*evaluation.MEASURES, "bpp-strings", "bpp-estimated", "lmbda"} <= set(results)
+    assert {len(values) for values in results.values()} == {3} and results["bpp"] == sorted(results["bpp"])
+    assert 0 < results["ms-ssim-rgb"][0] < 1 and results["bpp-strings"][0] < results["bpp"][0]
+    assert results["bpp-estimated"][-1] == pytest.approx(results["bpp-strings"][-1], rel=0.05)
+    per_image = [json.loads((tmp_path / "per_image" / "tiny-test" / f"{k}.json").read_text()) for k in range(2)]
+    assert per_image[1]["source"] == "1"
+    for name, values in results.items():
+        assert values == pytest.approx(np.mean([p["results"][name] for p in per_image], axis=0).tolist()), name
+    rows = (tmp_path / "tiny-test.csv").read_text().splitlines()
+    assert len(rows) == 4 and rows[0].split(",")[:2] == ["lmbda", "bpp"]
+    # Other weights under the same name are measured anew; a changed picture too.
+    assert len(evaluation.Store(str(tmp_path / "measured.jsonl")).rows) == 6 + 2 * len(evaluation.CODECS["jpeg"][3])
+
+
+def test_jobs_give_the_same_figures(pictures, tmp_path):
+    for jobs in (1, 2):
+        evaluation.evaluate([("codec", "webp")], pictures, str(tmp_path / str(jobs)), jobs=jobs)
+    one, two = (json.loads((tmp_path / str(jobs) / "webp.json").read_text())["results"] for jobs in (1, 2))
+    for name in one:
+        if not name.endswith("time"):
+            assert one[name] == two[name]
+
+
+@pytest.mark.parametrize("name", ["jpeg", "jpeg2000", "webp", "avif"])
+def test_other_codecs(name, pictures, tmp_path):
+    subject = evaluation.PillowSubject(name)
+    subject.points = subject.points[::5]
+    rows = [evaluation.measure(subject, os.path.join(pictures, "0.png"), point) for point in subject.points]
+    rates, quality = ([row[key] for row in rows] for key in ("bpp", "psnr-rgb"))
+    assert rates == sorted(rates) and quality == sorted(quality) and len(set(rates)) == len(rates)
+    assert "Pillow" in subject.description and subject.meta["settings"]
+
+
+def test_what_is_not_defined_is_null_with_a_reason(tmp_path):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    Image.fromarray(draw(100, 170)).save(folder / "0.png")
+    Image.fromarray(draw(165, 170)).save(folder / "1.png")
+    path = evaluation.evaluate([("codec", "jpeg")], str(folder), str(tmp_path / "out"))[0]
+    data = json.loads(pathlib.Path(path).read_text(), parse_constant=lambda text: pytest.fail(f"{text} is not JSON"))
+    assert data["results"]["ms-ssim-rgb"] == [None] * len(data["results"]["bpp"])
+    assert data["meta"]["null"]["ms-ssim-rgb"] == "not defined for 1 of 2 pictures: a side is under 161 pixels"
+    assert all(value > 10 for value in data["results"]["psnr-rgb"])
+    assert evaluation.read_results(path)["results"]["ms-ssim-rgb"] == []
+
+
+def curve(name, points):
+    return {"name": name, "results": {"psnr-rgb": points, "ms-ssim-rgb": [(rate, 1 - 10 ** (-quality / 20)) for rate, quality in points]}}
+
+
+def test_bd_rate():
+    anchor = curve("a", [(0.1, 25.0), (0.2, 28.0), (0.4, 31.0), (0.8, 34.0)])
+    fewer = curve("b", [(0.9 * rate, quality) for rate, quality in anchor["results"]["psnr-rgb"]])
+    for metric in ("psnr-rgb", "ms-ssim-rgb"):
+        assert evaluation.bd_rate(anchor, fewer, metric).rate == pytest.approx(-10, abs=1e-6)
+        assert evaluation.bd_rate(fewer, anchor, metric).rate == pytest.approx(100 / 9, abs=1e-5)
+    assert evaluation.bd_rate(anchor, anchor).overlap == (25.0, 34.0)
+    better = curve("c", [(rate, quality + 20) for rate, quality in anchor["results"]["psnr-rgb"]])
+    with pytest.raises(GoConvError, match=r"do not overlap: a has psnr-rgb 25.00 to 34.00, c 45.00 to 54.00 dB"):
+        evaluation.bd_rate(anchor, better)
+    with pytest.raises(GoConvError, match="needs three"):
+        evaluation.bd_rate(anchor, curve("d", [(0.1, 25.0), (0.2, 24.0), (0.3, 26.0)]))
+    # A published figure: BPG 4:4:4 against JPEG on Kodak is some -57 % over 0.08 to 2.2 bpp.
+    jpeg, bpg = (published.curve("kodak", name) for name in ("jpeg", "bpg444"))
+    assert evaluation.bd_rate(jpeg, bpg).rate == pytest.approx(-58, abs=2)
+
+
+def test_published_curves():
+    for dataset in published.DATASETS:
+        for name in published.names(dataset):
+            data = published.curve(dataset, name)
+            assert data["source"] and data["results"]
+            for metric, points in data["results"].items():
+                assert all(0 < rate < 10 and (15 < value < 60 if metric == "psnr-rgb" else 0 < value < 1) for rate, value in points), (name, metric)
+    with pytest.raises(UsageError, match="bpg444"):
+        published.curve("kodak", "nothing")
+
+
+def test_commands(command, model_dir, pictures, tmp_path):
+    results = tmp_path / "results"
+    done = command("evaluate", "--model", "tiny-test", "--points", 4, pictures, "--output", results)
+    assert done.returncode == 0 and "4 points" in done.stdout, done.stderr
+    done = command("bench_codec", "jpeg", pictures, "--output", results)
+    assert done.returncode == 0, done.stderr
+    done = command("plot", results / "tiny-test.json", results / "jpeg.json", "kodak:bpg444", "-o", tmp_path / "rd.png")
+    assert done.returncode == 0, done.stderr
+    with Image.open(tmp_path / "rd.png") as image:
+        assert image.width > 1000
+    done = command("bd_rate", results / "jpeg.json", "kodak:bpg444")
+    assert done.returncode == 0 and "% bits of BPG 4:4:4 against jpeg" in done.stdout
+    (tmp_path / "bad.json").write_text('{"results": 3}')
+    for args, word in (
+        (("bd_rate", tmp_path / "bad.json", "kodak:vtm"), "not a results file"),
+        (("bd_rate", tmp_path / "none.json", "kodak:vtm"), "no such file"),
+        (("bd_rate", "kodak:vtm", "kodak:nothing"), "no published curve"),
+        (("plot", results / "jpeg.json", "-o", tmp_path / "x.txt"), "unknown plot format"),
+        (("evaluate", "--model", "nothing", pictures), "no model"),
+        (("evaluate", "--model", "tiny-test", tmp_path), "transparency"),
+        (("evaluate", "--model", "tiny-test", results), "no files"),
+    ):
+        assert word in one_line(command(*args)), args
