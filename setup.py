@@ -18,7 +18,7 @@ setup(
     # The zoo travels inside the package.
     packages=[*find_packages(include=["goconv_tf", "goconv_tf.*"]), "goconv_tf.pretrained"],
     package_dir={"goconv_tf.pretrained": "checkpoints"},
-    package_data={"goconv_tf": ["published.json"], "goconv_tf.pretrained": ["*/*"]},
+    package_data={"goconv_tf": ["published.json", "report_template.html"], "goconv_tf.pretrained": ["*/*"]},
     python_requires=">=3.9,<3.12",
     install_requires=[
         "tensorflow~=2.14.1",

@@ -1,4 +1,4 @@
-"""Command line: python -m goconv_tf compress | decompress | truncate | info | evaluate | bench_codec | bd_rate | plot | import_tf1 | models."""
+"""Command line: python -m goconv_tf COMMAND; --help lists the commands."""
 
 import sys
 
@@ -106,6 +106,14 @@ def make_parser():
     add_size_limit(p)
     add_allow_truncated(p)
     p.set_defaults(run=lambda a: commands.info(a.input, int(a.max_megapixels * 1e6), a.allow_truncated))
+
+    p = sub.add_parser("report", help="One HTML page with curves, BD-rates and pictures side by side.")
+    p.add_argument("results", nargs="+", help="Results files, and published curves such as kodak:bpg444.")
+    p.add_argument("-o", "--output", required=True, help="Page to write, .html.")
+    p.add_argument("--images", nargs="*", default=[], help="Pictures to show, coded by the results' models and codecs.")
+    p.add_argument("--target_bpp", type=_positive, default=0.3, help="Rate that the shown pictures shall not exceed (default: %(default)s).")
+    p.add_argument("--title", default="Rate and distortion")
+    p.set_defaults(run=lambda a: commands.report(a.results, a.output, a.images, a.target_bpp, a.title))
 
     p = sub.add_parser("import_tf1", help="An original's TensorFlow 1 checkpoint to a model folder.")
     p.add_argument("checkpoint", help="The checkpoint's prefix, such as model.ckpt-400000, or its folder.")

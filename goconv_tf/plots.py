@@ -14,8 +14,19 @@ def drawn(metric: str, value: float) -> float:
     return metrics.decibels(value) if metric.startswith("ms-ssim") else value
 
 
-def rate_distortion(path, curves, measures=("psnr-rgb", "ms-ssim-rgb"), title="", max_bpp=None):
-    """Draws curves over bits per pixel, one panel a metric, into a file whose extension says its format (.png, .pdf, .svg).
+def rate_distortion(path, curves, **options):
+    """Draws curves into a file whose extension says its format (.png, .pdf, .svg); options as those of `draw`."""
+    atomic_write(str(path), draw(curves, str(path).rsplit(".", 1)[-1], **options))
+
+
+def rate_distortion_svg(curves, **options) -> str:
+    """The same as an <svg> element."""
+    text = draw(curves, "svg", **options).decode()
+    return text[text.index("<svg") :]
+
+
+def draw(curves, file_format, measures=("psnr-rgb", "ms-ssim-rgb"), title="", max_bpp=None) -> bytes:
+    """Curves over bits per pixel, one panel a measure.
 
     Args:
       curves: [{"name": str, "results": {metric: [(bpp, value)]}, "style": optional matplotlib format}];
@@ -31,7 +42,7 @@ def rate_distortion(path, curves, measures=("psnr-rgb", "ms-ssim-rgb"), title=""
     limit = max_bpp or 1.3 * max((point[0] for curve in own for points in curve["results"].values() for point in points), default=1.0)
     with plt.rc_context({"font.size": 8, "axes.grid": True, "grid.alpha": 0.3, "legend.fontsize": 6.5, "legend.framealpha": 0.8}):
         figure, axes = plt.subplots(1, len(measures), figsize=(3.5 * len(measures), 3.0), constrained_layout=True, squeeze=False)
-        colours = plt.get_cmap("tab10").colors
+        colours = [f"C{k}" for k in range(10)]
         for axis, metric in zip(axes[0], measures):
             for number, curve in enumerate(curves):
                 points = sorted(p for p in curve["results"].get(metric, ()) if p[1] is not None and math.isfinite(p[1]))
@@ -52,6 +63,6 @@ def rate_distortion(path, curves, measures=("psnr-rgb", "ms-ssim-rgb"), title=""
         if title:
             figure.suptitle(title, fontsize=8)
         buffer = io.BytesIO()
-        figure.savefig(buffer, format=str(path).rsplit(".", 1)[-1], dpi=200)
+        figure.savefig(buffer, format=file_format, dpi=200)
         plt.close(figure)
-    atomic_write(str(path), buffer.getvalue())
+    return buffer.getvalue()

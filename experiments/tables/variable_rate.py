@@ -1,0 +1,122 @@
+"""The variable-rate paper's tables II to VI on any pictures, and its rate-distortion figure.
+
+    python experiments/tables/variable_rate.py IMAGES --model variable-rate-small-mse [--model ...] --output results/
+
+For each picture and target rate, rate control finds lambda (within 1 %), with the first model that reaches the rate. YUV_PSNR is
+(6 Y + U + V) / 8, both measures as in the paper. Beside them stand the published figures (arXiv 2009.13074) for pictures
+named like jpegai09.png. Seconds are of one coding at the lambda found. Fig. 3 is drawn as mean curves of the pictures.
+"""
+
+import argparse
+import json
+import os
+import time
+
+from common import markdown, measure, provenance, run
+
+from goconv_tf import codec, commands, metrics, plots, published, zoo
+from goconv_tf.errors import RateError, UsageError
+from goconv_tf.files import atomic_write
+
+TARGETS = (0.06, 0.12, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0)
+
+
+def reach(models, picture, target):
+    """A dict of what the table needs at one target, with the first model that reaches it; a text where none does."""
+    refusals = []
+    for model in models:
+        try:
+            result = codec.compress(model, picture, target_bpp=target)
+        except RateError as error:
+            refusals.append(str(error))
+            continue
+        begin = time.time()
+        data = codec.compress(model, picture, lmbda=result.lmbda).data
+        middle = time.time()
+        decoded = codec.decompress(model, data)
+        row = {"model": model.info.name, "lmbda": result.lmbda, "bpp": result.bpp, "deviation": result.bpp / target - 1, "codings": result.codings}
+        row.update(metrics.quality(picture, decoded), encoding_time=middle - begin, decoding_time=time.time() - middle)
+        return row
+    return "; ".join(refusals)
+
+
+def cells(row, spec):
+    return None if row is None or row != row else format(row, spec)
+
+
+def picture_table(name, rows, paper):
+    """Tables II to V: one picture."""
+    titles = ["target bpp", "reached", "deviation", "lambda", "codings", "YUV_PSNR", "Y_MS-SSIM dB"]
+    titles += ["reached, published", "YUV_PSNR, published", "Y_MS-SSIM dB, published"] if paper else []
+    lines = []
+    for k, (target, row) in enumerate(zip(TARGETS, rows)):
+        if isinstance(row, str):
+            line = [target, row] + [None] * 5
+        else:
+            similarity = row["ms-ssim-y"]
+            decibels = metrics.decibels(similarity) if similarity == similarity else None
+            line = [target, f"{row['bpp']:.4f}", f"{100 * row['deviation']:+.2f} %", f"{row['lmbda']:.5g}", row["codings"]]
+            line += [f"{row['psnr-yuv']:.2f}", cells(decibels, ".2f")]
+        if paper:
+            line += [cells(paper["reached_bpp"][k], ".4f"), cells(paper["yuv_psnr"][k], ".2f"), cells(paper["y_ms_ssim_db"][k], ".2f")]
+        lines.append(line)
+    return f"### {name}\n\n" + markdown(titles, lines)
+
+
+def time_table(rows_by_picture, sizes, times):
+    """Table VI: mean seconds over the rates."""
+    lines = []
+    for name, rows in rows_by_picture.items():
+        good = [row for row in rows if not isinstance(row, str)]
+        encoding, decoding = (sum(row[key] for row in good) / len(good) if good else None for key in ("encoding_time", "decoding_time"))
+        paper = times.get(name, {})
+        line = [name, "{} x {}".format(*sizes[name]), cells(encoding, ".2f"), cells(decoding, ".2f")]
+        lines.append(line + [paper.get(key) for key in ("encode_cpu", "encode_gpu", "decode_cpu", "decode_gpu")])
+    titles = ["picture", "size", "encoding, s", "decoding, s", "paper: encode CPU", "encode GPU", "decode CPU", "decode GPU"]
+    return markdown(titles, lines)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("images", help="Folder of pictures (the paper uses four).")
+    parser.add_argument("--model", action="append", required=True, help="Zoo name or folder, may be repeated: for low, middle and high rates.")
+    parser.add_argument("--output", default="results", help="Folder for the tables and the plot (default: %(default)s).")
+    parser.add_argument("--first", type=int, default=0, help="Only the first so many pictures.")
+    args = parser.parse_args()
+    models = [zoo.load_pretrained(name) for name in args.model]
+    for model in models:
+        if not model.has_lambda:
+            raise UsageError(f"{model.info.name} is a {model.config.model}, not a variable_rate")
+    paths = [path for path, _ in commands.plan([args.images], args.output, commands.PICTURE_EXTENSIONS, ".gcv")]
+    paths = paths[: args.first or None]
+    paper = published.tables()["variable_rate"]
+    rows, sizes, text = {}, {}, []
+    for path in paths:
+        name, picture = os.path.splitext(os.path.basename(path))[0], codec.read_picture(path)
+        sizes[name] = picture.shape[1::-1]
+        rows[name] = []
+        for target in TARGETS:
+            rows[name].append(reach(models, picture, target))
+            print(name, target, rows[name][-1] if isinstance(rows[name][-1], str) else f"{rows[name][-1]['bpp']:.4f} bpp", flush=True)
+        text.append(picture_table(name, rows[name], paper.get(name) if isinstance(paper.get(name), dict) else None))
+    found = measure(args.model, args.images, args.output)
+    head = f"# Variable rate: {len(paths)} pictures, rate control to 1 %\n\nPublished figures: {paper['source']}.\n"
+    timing = f"### Seconds\n\nPublished: {paper['timing_seconds']['source']}.\n\n" + time_table(rows, sizes, paper["timing_seconds"])
+    base = os.path.join(args.output, "variable_rate")
+    atomic_write(base + ".md", "\n".join([head, provenance(found), *text, timing]).encode())
+    atomic_write(base + ".json", (json.dumps({"targets": TARGETS, "pictures": rows}, indent=1) + "\n").encode())
+    curves = []
+    for name, data in found.items():
+        results = data["results"]
+        points = {
+            m: [(r, v) for r, v in zip(results["bpp"], results[m]) if v is not None] for m in ("psnr-yuv", "ms-ssim-y", "psnr-rgb", "ms-ssim-rgb")
+        }
+        curves.append({"name": name, "style": "o-", "results": points})
+    references = ("jpeg", "jpeg2000", "bpg444", "bmshj2018-hyperprior-mse", "mbt2018-mean-mse", "vtm")
+    kodak = [published.curve("kodak", name) for name in references] if "kodak" in os.path.basename(os.path.normpath(args.images)).lower() else []
+    plots.rate_distortion(base + ".png", [*curves, *kodak], title="one model, all rates")
+    print(f"{base}.md, .json, .png")
+
+
+if __name__ == "__main__":
+    run(main)

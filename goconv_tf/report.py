@@ -1,0 +1,111 @@
+"""One self-contained HTML page: curves, BD-rates, and pictures side by side at a matched rate."""
+
+import base64
+import html
+import io
+import json
+import os
+
+from goconv_tf import bitstream, codec, evaluation, metrics, plots
+from goconv_tf.errors import GoConvError, RateError, UsageError
+from goconv_tf.files import atomic_write
+
+
+def subject_of(results):
+    """What made a results file, to code more pictures with; None for published curves and others' files.
+
+    Raises:
+      GoConvError: if it is a model that is not in the zoo, or has other weights by now.
+    """
+    meta = results.get("meta", {})
+    if meta.get("codec"):
+        return evaluation.PillowSubject(meta["codec"])
+    if not meta.get("model"):
+        return None
+    subject = evaluation.ModelSubject(results["name"], meta.get("entropy_coder", "tfc"))
+    if subject.info.fingerprint != meta.get("fingerprint"):
+        raise UsageError(f"{results['name']}: the zoo has weights {subject.info.fingerprint}, the results are of {meta.get('fingerprint')}")
+    return subject
+
+
+def code_at(subject, picture, target):
+    """(data, decoded picture) of the operating point nearest below `target` bits per pixel, or the lowest there is."""
+    if isinstance(subject, evaluation.ModelSubject) and (subject.model.has_lambda or len(subject.model.config.layers) > 1):
+        try:
+            data = codec.compress(subject.model, picture, target_bpp=target, entropy_coder=subject.entropy_coder).data
+        except RateError:
+            data = codec.compress(subject.model, picture, entropy_coder=subject.entropy_coder, **subject.points[0]).data
+        return data, codec.decode(subject.model, bitstream.unpack(data, codec.MAX_PIXELS))
+    codings = [subject.code(picture, point) for point in subject.points]
+    below = [c for c in codings if metrics.bpp(c.data, *picture.shape[:2]) <= target * (1 + codec.TOLERANCE)]
+    best = max(below, key=lambda c: len(c.data)) if below else min(codings, key=lambda c: len(c.data))
+    return best.data, best.decoded
+
+
+def _source(picture):
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    Image.fromarray(picture).save(buffer, "WEBP", lossless=True, quality=50, method=3)
+    return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def versions_of(path, subjects, target):
+    """The page's entry for one picture: the original, then what each subject makes of it."""
+    picture = codec.read_picture(path)
+    versions = [{"text": "original", "source": _source(picture)}]
+    for subject in subjects:
+        data, decoded = code_at(subject, picture, target)
+        similarity = metrics.ms_ssim(picture, decoded)
+        text = f"{subject.name}: {metrics.bpp(data, *picture.shape[:2]):.3f} bpp, {metrics.psnr(picture, decoded):.2f} dB"
+        text += "" if similarity != similarity else f", MS-SSIM {similarity:.4f}"
+        versions.append({"text": text, "source": _source(decoded)})
+    return {"name": os.path.basename(path), "width": picture.shape[1], "height": picture.shape[0], "versions": versions}
+
+
+def bd_table(curves):
+    """HTML table of the BD-rates between all curves."""
+
+    def cell(anchor, test):
+        if anchor is test:
+            return ""
+        parts = []
+        for metric in ("psnr-rgb", "ms-ssim-rgb"):
+            try:
+                parts.append(f"{evaluation.bd_rate(anchor, test, metric).rate:+.1f}")
+            except GoConvError:
+                parts.append("\u2013")
+        return " / ".join(parts)
+
+    head = "".join(f"<th>{html.escape(curve['name'])}</th>" for curve in curves)
+    rows = []
+    for test in curves:
+        rows.append(f"<tr><td>{html.escape(test['name'])}</td>" + "".join(f"<td>{cell(anchor, test)}</td>" for anchor in curves) + "</tr>")
+    return f"<table><tr><th></th>{head}</tr>{''.join(rows)}</table>"
+
+
+def write(path, curves, images=(), target=0.3, title="Rate and distortion"):
+    """Writes the page.
+
+    Args:
+      curves: as `evaluation.read_results` gives them; those with a model or codec code the images too.
+      images: paths of pictures to show.
+      target: bits per pixel that the shown pictures shall not exceed.
+    """
+    subjects = [subject for subject in map(subject_of, curves) if subject] if images else []
+    pictures = [versions_of(image, subjects, target) for image in images]
+    max_bpp = 1.3 * max((point[0] for c in curves if c.get("meta", {}).get("model") for point in c["results"].get("psnr-rgb", ())), default=1.5)
+    curves = [{**c, "style": "o-" if c["meta"].get("model") else "s-"} if c.get("meta") else c for c in curves]
+    note = "; ".join(f"{c['name']}: {c.get('description') or c.get('source', '')}" for c in curves)
+    fields = {
+        "title": html.escape(title),
+        "note": html.escape(note),
+        "curves": plots.rate_distortion_svg(curves, max_bpp=max_bpp),
+        "table": bd_table(curves),
+        "data": json.dumps(pictures).replace("<", "\\u003c"),
+    }
+    with open(os.path.join(os.path.dirname(__file__), "report_template.html"), encoding="utf-8") as f:
+        page = f.read()
+    for name, value in fields.items():
+        page = page.replace("{{" + name + "}}", value)
+    atomic_write(path, page.encode())
