@@ -1,5 +1,6 @@
 # make demo   compress a photograph, decompress it, show both
 # make test   lint and the whole test suite
+# make results IMAGES=folder   curves, BD-rates, tables, plots and a page to look at into results/
 # make lint   ruff and mypy only
 # make format let ruff rewrite the code
 
@@ -9,7 +10,7 @@ PYTHON ?= $(shell for p in python3.11 python3.10 python3.9 python3 python; do \
 BIN := .venv/bin
 export TF_CPP_MIN_LOG_LEVEL := 3
 
-.PHONY: setup demo test lint format clean
+.PHONY: setup demo test results lint format clean
 setup: .venv/done
 
 .venv/done: requirements.txt setup.py
@@ -29,7 +30,11 @@ lint: setup
 	$(BIN)/mypy
 
 test: lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+results: setup
+	@test -n "$(IMAGES)" || { echo "make results IMAGES=folder: which pictures? (Kodak, for the papers' tables)"; exit 2; }
+	$(BIN)/python experiments/tables/all.py "$(IMAGES)" --output $(or $(OUTPUT),results)
 
 format: setup
 	$(BIN)/ruff check --fix .

@@ -34,6 +34,6 @@ setup(
     ],
     extras_require={
         "demo": ["scikit-image"],
-        "test": ["pytest", "ruff", "mypy", "scikit-image"],
+        "test": ["pytest", "pytest-xdist", "websocket-client", "ruff", "mypy", "scikit-image"],
     },
 )

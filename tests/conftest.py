@@ -4,6 +4,7 @@ import os
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
+import importlib.util
 import subprocess
 import sys
 
@@ -154,6 +155,29 @@ def photo(tmp_path_factory):
     path = str(tmp_path_factory.mktemp("photo") / "photo.png")
     Image.fromarray(draw(150, 203)).save(path)
     return path
+
+
+@pytest.fixture
+def command_here(model_dir, rnn_dir, crpe_dir, monkeypatch, capsys):
+    """The same in this process, which saves starting TensorFlow; for what needs no process of its own."""
+
+    def run(*args, module="goconv_tf.__main__"):
+        monkeypatch.setenv("GOCONV_TF_ZOO", os.pathsep.join(map(os.path.dirname, (model_dir, rnn_dir, crpe_dir))))
+        main = load_script(module) if os.sep in module else importlib.import_module(module)
+        capsys.readouterr()
+        status = getattr(main, "run" if hasattr(main, "run") else "main")(main.make_parser().parse_args(list(map(str, args))))
+        out = capsys.readouterr()
+        return subprocess.CompletedProcess(args, status, out.out, out.err)
+
+    return run
+
+
+def load_script(path):
+    """A script of experiments/ as a module."""
+    spec = importlib.util.spec_from_file_location(os.path.basename(path)[:-3], path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 @pytest.fixture

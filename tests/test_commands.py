@@ -61,7 +61,7 @@ def test_folders_go_on_after_a_bad_file(command, tmp_path):
     assert bitstream.unpack((streams / "0.gcv").read_bytes(), 10**6).coder == "range-coder"
 
 
-def test_wrong_use_is_one_line(command, photo, tmp_path):
+def test_wrong_use_is_one_line(command, command_here, photo, tmp_path):
     out = tmp_path / "x.gcv"
     big = bitstream.pack(bitstream.Stream("tfc", 1, 2, 3, 20_000, 20_000, [bitstream.Layer(4, [b""] * 4)]))
     (tmp_path / "big.gcv").write_bytes(big)
@@ -83,7 +83,8 @@ def test_wrong_use_is_one_line(command, photo, tmp_path):
         (("decompress", tmp_path / "stranger.gcv"), "not in the zoo"),
         (("decompress", tmp_path / "stranger.gcv", "--model", "tiny-test"), "another model"),
     ):
-        assert word in one_line(command(*args)), args
+        assert word in one_line(command_here(*args)), args
+    one_line(command("compress", photo, out, "--model", "tiny-test", "--lmbda", "0.9"))
     assert sorted(os.listdir(tmp_path)) == ["big.gcv", "photo.link", "stranger.gcv"]
     assert pathlib.Path(photo).read_bytes() == before
 
@@ -113,7 +114,7 @@ def test_library_in_ten_lines(model_dir, photo):
     np.testing.assert_array_equal(goconv_tf.decompress(model, result.data), result.reconstruction)
 
 
-def test_original_commands(command, model_dir, photo, tmp_path):
+def test_original_commands(command_here, model_dir, photo, tmp_path):
     script = os.path.join(ROOT, "experiments", "variable_rate.py")
     env = {**os.environ, "PYTHONPATH": ROOT}
 
@@ -125,5 +126,5 @@ def test_original_commands(command, model_dir, photo, tmp_path):
     assert done.returncode == 0, done.stderr
     done = run("--checkpoint_dir", model_dir, "decompress", stream, picture)
     assert done.returncode == 0 and Image.open(picture).size == (203, 150)
-    one_line(run("--checkpoint_dir", tmp_path, "decompress", stream, picture))
+    one_line(command_here("--checkpoint_dir", tmp_path, "decompress", stream, picture, module=script))
     assert run("train", "--help").returncode == 0

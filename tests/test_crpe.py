@@ -231,7 +231,7 @@ def test_damaged_streams(crpe):
             codec.decompress(crpe, bytes(copy) if k % 2 else data[: rng.integers(len(data))])
 
 
-def test_original_commands(crpe, crpe_dir, tmp_path):
+def test_original_commands(crpe, crpe_dir, command_here, tmp_path):
     script = os.path.join(ROOT, "experiments", "crpe.py")
 
     def run(*args):
@@ -257,5 +257,5 @@ def test_original_commands(crpe, crpe_dir, tmp_path):
     done = run("--checkpoint_dir", crpe_dir, "decode", "out/1.png.bitstream")
     assert done.returncode == 0, done.stderr
     np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "out" / "1.png.bitstream.png")), decoded)
-    assert "no such file" in one_line(run("--checkpoint_dir", crpe_dir, "encode", "missing.png"))
-    assert "no PNG" in one_line(run("train", "--train_root_dir", "nothing"))
+    assert "no such file" in one_line(command_here("--checkpoint_dir", crpe_dir, "encode", "missing.png", module=script))
+    assert "no PNG" in one_line(command_here("train", "--train_root_dir", "nothing", module=script))

@@ -148,17 +148,17 @@ def test_published_curves():
         published.curve("kodak", "nothing")
 
 
-def test_commands(command, model_dir, pictures, tmp_path):
+def test_commands(command, command_here, pictures, tmp_path):
     results = tmp_path / "results"
     done = command("evaluate", "--model", "tiny-test", "--points", 4, pictures, "--output", results)
     assert done.returncode == 0 and "4 points" in done.stdout, done.stderr
-    done = command("bench_codec", "jpeg", pictures, "--output", results)
+    done = command_here("bench_codec", "jpeg", pictures, "--output", results)
     assert done.returncode == 0, done.stderr
-    done = command("plot", results / "tiny-test.json", results / "jpeg.json", "kodak:bpg444", "-o", tmp_path / "rd.png")
+    done = command_here("plot", results / "tiny-test.json", results / "jpeg.json", "kodak:bpg444", "-o", tmp_path / "rd.png")
     assert done.returncode == 0, done.stderr
     with Image.open(tmp_path / "rd.png") as image:
         assert image.width > 1000
-    done = command("bd_rate", results / "jpeg.json", "kodak:bpg444")
+    done = command_here("bd_rate", results / "jpeg.json", "kodak:bpg444")
     assert done.returncode == 0 and "% bits of BPG 4:4:4 against jpeg" in done.stdout
     (tmp_path / "bad.json").write_text('{"results": 3}')
     for args, word in (
@@ -170,4 +170,4 @@ def test_commands(command, model_dir, pictures, tmp_path):
         (("evaluate", "--model", "tiny-test", tmp_path), "transparency"),
         (("evaluate", "--model", "tiny-test", results), "no files"),
     ):
-        assert word in one_line(command(*args)), args
+        assert word in one_line(command_here(*args)), args

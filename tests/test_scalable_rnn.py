@@ -221,28 +221,28 @@ def test_300_damaged_or_cut_streams(rnn, rnn_dir, tmp_path, capsys, monkeypatch)
         np.testing.assert_array_equal(np.asarray(Image.open(target / name)), whole.pictures[count - 1])
 
 
-def test_commands(command, rnn, photo, tmp_path):
+def test_commands(command, command_here, rnn, photo, tmp_path):
     stream, short, picture = tmp_path / "a.gcv", tmp_path / "b.gcv", tmp_path / "a.png"
     done = command("compress", photo, stream, "--model", "tiny-rnn", "--verify")
     assert done.returncode == 0 and "3 layers, verified" in done.stdout, done.stderr
-    info = json.loads(command("info", stream).stdout)
+    info = json.loads(command_here("info", stream).stdout)
     assert [list(layer["substreams"]) for layer in info["layers"]] == [["z_0", "y_0"], ["z_1", "y_1"], ["z_2", "y_2"]]
     assert info["lmbda"] is None and sum(layer["bytes"] for layer in info["layers"]) == info["bytes"] == os.path.getsize(stream)
     rate = info["layers"][1]["bpp_so_far"]
-    done = command("truncate", stream, short, "--target_bpp", rate)
+    done = command_here("truncate", stream, short, "--target_bpp", rate)
     assert done.returncode == 0 and "2 of 3 layers" in done.stdout, done.stderr
     assert os.path.getsize(short) == info["layers"][1]["bytes_so_far"]
     hashes = [command("decompress", *args).stdout.split()[-1] for args in ((stream, picture, "--layers", 2), (short, picture))]
     assert hashes[0] == hashes[1] == commands.picture_hash(codec.decompress(rnn, short.read_bytes()))
     (tmp_path / "cut.gcv").write_bytes(stream.read_bytes()[: info["layers"][1]["bytes_so_far"] + 9])
-    assert "--allow_truncated" in one_line(command("decompress", tmp_path / "cut.gcv", picture))
-    assert json.loads(command("info", tmp_path / "cut.gcv", "--allow_truncated").stdout)["missing_layers"] == 1
-    assert "takes" in one_line(command("truncate", stream, tmp_path / "c.gcv", "--target_bpp", "0.001"))
-    assert "the file has 3" in one_line(command("truncate", stream, tmp_path / "c.gcv", "--layers", "4"))
+    assert "--allow_truncated" in one_line(command_here("decompress", tmp_path / "cut.gcv", picture))
+    assert json.loads(command_here("info", tmp_path / "cut.gcv", "--allow_truncated").stdout)["missing_layers"] == 1
+    assert "takes" in one_line(command_here("truncate", stream, tmp_path / "c.gcv", "--target_bpp", "0.001"))
+    assert "the file has 3" in one_line(command_here("truncate", stream, tmp_path / "c.gcv", "--layers", "4"))
     assert not (tmp_path / "c.gcv").exists()
 
 
-def test_original_commands(rnn, rnn_dir, tmp_path):
+def test_original_commands(rnn, rnn_dir, command_here, tmp_path):
     """To the letter of the original's README; its flags before or after the command."""
     script = os.path.join(ROOT, "experiments", "rnn.py")
     env = {**os.environ, "PYTHONPATH": ROOT}
@@ -263,8 +263,8 @@ def test_original_commands(rnn, rnn_dir, tmp_path):
     shown = codec.decompress(rnn, (tmp_path / "compressed.bin").read_bytes(), layers=2)
     np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "back.png")), shown)
     assert float(lines[7][1]) == pytest.approx(metrics.psnr(draw(170, 180), shown), abs=0.006)
-    assert "no such file" in one_line(run("--checkpoint_dir", rnn_dir, "compress", "missing.png"))
-    assert "no PNG" in one_line(run("train", "--train_glob", "nothing/*.png"))
+    assert "no such file" in one_line(command_here("--checkpoint_dir", rnn_dir, "compress", "missing.png", module=script))
+    assert "no PNG" in one_line(command_here("train", "--train_glob", "nothing/*.png", module=script))
     assert sorted(os.listdir(tmp_path)) == ["back.png", "compressed.bin", "xxx.png"]
 
 

@@ -188,12 +188,12 @@ def test_training_lowers_the_loss_watches_real_files_and_exports(unbroken):
     assert any(name.startswith("events") for name in os.listdir(folder / "tensorboard"))
 
 
-def test_warm_start_begins_with_the_weights_given(photos, tmp_path, model_dir):
-    training.train(options(photos, tmp_path, last_step=1, save_steps=1, lr=1e-9, ema=0.0, warm_start=model_dir))
-    a, b = weights(tmp_path), weights(model_dir)
+def test_warm_start_begins_with_the_weights_given(photos, tmp_path, model_dir, monkeypatch):
+    monkeypatch.setattr(tf.keras.Model, "fit", lambda self, *args, **kwargs: None)
+    model = training.train(options(photos, tmp_path, warm_start=model_dir))
+    a, b = {name: v.numpy() for name, v in _named(model).items()}, weights(model_dir)
     for name in a:
-        if "quantization_offset" not in name:
-            np.testing.assert_allclose(a[name], b[name], atol=1e-5)
+        np.testing.assert_array_equal(a[name], b[name])
     with pytest.raises(UsageError, match="other widths"):
         training.train(options(photos, tmp_path / "b", num_filters=16, warm_start=model_dir))
 

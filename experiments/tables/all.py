@@ -1,0 +1,106 @@
+"""make results: everything the three papers show, for all models of the zoo, on a folder of pictures.
+
+    python experiments/tables/all.py KODAK --output results [--tecnick TECNICK] [--model NAME ...]
+
+Results files of all models and of JPEG, JPEG 2000, WebP and AVIF, BD-rates, a plot, a page to look at, the tables of each
+paper, and RESULTS.md, which says for each of them what made it. Interrupted, it goes on where it was.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+
+from common import markdown, provenance, run
+
+from goconv_tf import commands, evaluation, plots, report, zoo
+from goconv_tf.errors import GoConvError, UsageError
+from goconv_tf.files import atomic_write
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+PUBLISHED = ("kodak:bpg444", "kodak:mbt2018-mean-mse", "kodak:vtm")
+
+
+def script(name, *args):
+    """Runs a table script; UsageError if it fails."""
+    command = [sys.executable, os.path.join(HERE, name), *args]
+    print("python", *command[1:], flush=True)
+    if subprocess.run(command, check=False).returncode:
+        raise UsageError(f"{name} failed")
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("images", help="Folder of pictures: Kodak, for the papers' tables.")
+    parser.add_argument("--tecnick", help="Folder of the Tecnick pictures.")
+    parser.add_argument("--model", action="append", help="Zoo names; may be repeated (default: all).")
+    parser.add_argument("--output", default="results", help="Folder for all of it (default: %(default)s).")
+    parser.add_argument("--shown", type=int, default=2, help="How many pictures the page shows (default: %(default)s).")
+    args = parser.parse_args()
+    models = [zoo.find_model(name) for name in args.model] if args.model else zoo.list_models()
+    if not models:
+        raise UsageError("no model in the zoo")
+    specs = [("model", info.name, "tfc", 8) for info in models] + [("codec", name) for name in evaluation.CODECS]
+    paths = evaluation.evaluate(specs, args.images, args.output)
+    curves = [evaluation.read_results(path) for path in paths]
+    tables = []
+    for kind, name in (("variable_rate", "variable_rate.py"), ("scalable_rnn", "scalable_rnn.py"), ("crpe", "crpe.py")):
+        chosen = [info.name for info in models if info.config.model == kind]
+        if not chosen:
+            continue
+        if kind == "crpe":
+            script(name, args.images, "--output", args.output, *(["--tecnick", args.tecnick] if args.tecnick else []), "--models", *chosen)
+        else:
+            limit = ["--first", "4"] if kind == "variable_rate" else []
+            script(name, args.images, "--output", args.output, *limit, *(part for model in chosen for part in ("--model", model)))
+        tables.append(kind)
+
+    published = [evaluation.read_results(name) for name in PUBLISHED] if "kodak" in os.path.basename(os.path.normpath(args.images)).lower() else []
+    own = [curve for curve in curves if curve["meta"].get("model")]
+    codecs = [curve for curve in curves if curve["meta"].get("codec")]
+    rows = []
+    for curve in own:
+        for other in [*codecs, *published]:
+            line = [curve["name"], other["name"]]
+            for metric in ("psnr-rgb", "ms-ssim-rgb"):
+                try:
+                    result = evaluation.bd_rate(other, curve, metric)
+                    line.append(f"{result.rate:+.2f} % ({result.overlap[0]:.1f} to {result.overlap[1]:.1f} dB)")
+                except GoConvError as error:
+                    line.append(str(error))
+            rows.append(line)
+    styled = [{**curve, "style": "o-" if curve in own else "s-"} for curve in own + codecs]
+    top = 1.3 * max(point[0] for curve in own for points in curve["results"].values() for point in points)
+    plots.rate_distortion(os.path.join(args.output, "rd.png"), styled + published, max_bpp=top)
+    shown = [path for path, _ in commands.plan([args.images], args.output, commands.PICTURE_EXTENSIONS, ".gcv")][: args.shown]
+    report.write(os.path.join(args.output, "report.html"), own + codecs + published, shown)
+
+    data = {}
+    for path in paths:
+        with open(path, encoding="utf-8") as f:
+            data[path] = json.load(f)
+    text = [
+        "# Results\n",
+        provenance(),
+        f"{len(specs)} models and codecs on the {next(iter(data.values()))['meta']['pictures']} pictures of `{args.images}`.\n",
+    ]
+    lines = [
+        [d["name"], d["description"], d["meta"].get("steps"), d["meta"]["machine"], f"[{os.path.basename(p)}]({os.path.basename(p)})"]
+        for p, d in data.items()
+    ]
+    text += ["## Curves\n", markdown(["name", "what", "training steps", "machine", "file"], lines), "![rate-distortion](rd.png)\n"]
+    text += ["Side by side at 0.3 bpp: [report.html](report.html).\n", "## BD-rate\n", "Bits needed at equal quality (qualities compared):\n"]
+    text.append(markdown(["model", "against", "PSNR RGB", "MS-SSIM RGB"], rows))
+    for kind in tables:
+        with open(os.path.join(args.output, f"{kind}.md"), encoding="utf-8") as f:
+            text.append(f.read().replace("\n#", "\n##").replace("# ", "## ", 1))
+        for plot in (f"{kind}.png", f"{kind}-kodak.png", f"{kind}-tecnick.png"):
+            if os.path.exists(os.path.join(args.output, plot)):
+                text.append(f"![{kind}]({plot})\n")
+    atomic_write(os.path.join(args.output, "RESULTS.md"), "\n".join(text).encode())
+    print(os.path.join(args.output, "RESULTS.md"))
+
+
+if __name__ == "__main__":
+    run(main)
