@@ -42,8 +42,8 @@ bpp of whole files; MS-SSIM linear). Run again, it measures only what is missing
 def add_evaluation(parser):
     parser.add_argument("--output", default="results", help="Folder for the results (default: %(default)s).")
     parser.add_argument("--jobs", type=int, default=1, help="Processes; with more than one, seconds mean little (default: %(default)s).")
-    parser.add_argument("--per_image", action="store_true", help="Also write per_image/NAME/PICTURE.json.")
-    parser.add_argument("--csv", action="store_true", help="Also write NAME.csv.")
+    parser.add_argument("--per_image", action="store_true", help="Also write per_image/NAME/PICTURE.json, as CompressAI does.")
+    parser.add_argument("--csv", action="store_true", help="Also write csv/, in tensorflow/compression's form.")
 
 
 def make_parser():

@@ -6,7 +6,6 @@ line of its own (measured.jsonl), so that an interrupted evaluation goes on wher
 """
 
 import concurrent.futures
-import csv
 import functools
 import hashlib
 import io
@@ -188,7 +187,7 @@ def evaluate(specs, images, output, jobs=1, per_image=False, as_csv=False) -> Li
     Args:
       specs: arguments of `make_subject`.
       images: folder of pictures.
-      output: folder for <subject>.json, measured.jsonl and, on request, per_image/ and <subject>.csv.
+      output: folder for <subject>.json, measured.jsonl and, on request, per_image/ and csv/.
       jobs: processes.
 
     Raises:
@@ -277,13 +276,24 @@ def _write(subject, rows, images, output, as_csv):
     path = os.path.join(output, f"{subject.name}.json")
     atomic_write(path, (json.dumps(contents, indent=1) + "\n").encode())
     if as_csv:
-        text = io.StringIO()
-        writer = csv.writer(text)
-        # tensorflow/compression's columns: rate, then measures.
-        writer.writerow(names)
-        writer.writerows([["" if row[name] is None else row[name] for name in names] for row, _ in pairs])
-        atomic_write(os.path.join(output, f"{subject.name}.csv"), text.getvalue().encode())
+        _write_csv(contents, output)
     return path
+
+
+# tensorflow/compression's folders of rate-distortion files.
+_CSV_FOLDERS = {"psnr-rgb": "PSNR_sRGB_RGB", "psnr-y": "PSNR_sRGB_Y", "ms-ssim-rgb": "MS-SSIM_sRGB_RGB", "ms-ssim-y": "MS-SSIM_sRGB_Y"}
+
+
+def _write_csv(contents, output):
+    """One file a measure, of lines "bpp, value" after comments, in tensorflow/compression's form."""
+    results, meta = contents["results"], contents["meta"]
+    for measure, name in _CSV_FOLDERS.items():
+        folder = os.path.join(output, "csv", meta["dataset"], name)
+        os.makedirs(folder, exist_ok=True)
+        lines = [f"# {contents['name']} ({contents['description']}), mean of {meta['pictures']} pictures of {meta['dataset']}."]
+        lines += ["# First column: bits per pixel of whole files. Second column: " + name.replace("_", "/") + ".", ""]
+        lines += [f"{rate:.6f}, {value:.6f}" for rate, value in zip(results["bpp"], results[measure]) if value is not None]
+        atomic_write(os.path.join(folder, f"{contents['name']}.txt"), ("\n".join(lines) + "\n").encode())
 
 
 def _write_per_image(subject, rows, output):

@@ -78,8 +78,9 @@ def test_evaluate_resumes_after_any_interruption(model, model_dir, pictures, tmp
     assert per_image[1]["source"] == "1"
     for name, values in results.items():
         assert values == pytest.approx(np.mean([p["results"][name] for p in per_image], axis=0).tolist()), name
-    rows = (tmp_path / "tiny-test.csv").read_text().splitlines()
-    assert len(rows) == 4 and rows[0].split(",")[:2] == ["lmbda", "bpp"]
+    text = (tmp_path / "csv" / os.path.basename(pictures) / "PSNR_sRGB_Y" / "tiny-test.txt").read_text()
+    rows = np.loadtxt(text.splitlines(), delimiter=",", comments="#")
+    np.testing.assert_allclose(rows, np.transpose([results["bpp"], results["psnr-y"]]), atol=1e-6)
     # Other weights under the same name are measured anew; a changed picture too.
     assert len(evaluation.Store(str(tmp_path / "measured.jsonl")).rows) == 6 + 2 * len(evaluation.CODECS["jpeg"][3])
 
