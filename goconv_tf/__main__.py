@@ -71,11 +71,15 @@ def make_parser():
     )
     rate.add_argument("--layers", type=int, help="How many layers of a scalable model to code (default: all).")
     p.add_argument("--entropy_coder", choices=("tfc", "range-coder"), default="tfc", help="Range coder to use (default: %(default)s).")
+    p.add_argument(
+        "--exact", action="store_true", default=True, help="Compute entropy parameters with integers: every machine decodes the file (default)."
+    )
+    p.add_argument("--noexact", dest="exact", action="store_false", help="Compute them in floating point, for research; the file says so.")
     p.add_argument("--verify", action="store_true", help="Decode each file before it is written; print PSNR, MS-SSIM and a hash of the pixels.")
     add_size_limit(p)
     p.set_defaults(
         run=lambda a: commands.compress(
-            a.input, a.model, a.output_dir, a.lmbda, a.target_bpp, a.entropy_coder, a.verify, int(a.max_megapixels * 1e6), a.layers
+            a.input, a.model, a.output_dir, a.lmbda, a.target_bpp, a.entropy_coder, a.verify, int(a.max_megapixels * 1e6), a.layers, a.exact
         )
     )
 

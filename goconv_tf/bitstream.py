@@ -3,7 +3,7 @@ r"""Bytes of a compressed file <-> named fields. No TensorFlow, and nothing else
     offset  bytes
     0       4      magic  89 47 43 56  ("\x89GCV")
     4       1      version of this format
-    5       1      entropy coder
+    5       1      entropy coder; plus 128 where entropy parameters were computed in floating point
     6       4      model id: CRC-32 of the model's name
     10      4      fingerprint of its weights and coding tables
     14      4      operating point: lambda * 2^31, rounded; 0 for models without one
@@ -34,6 +34,8 @@ CODER_NAMES = ("tfc", "range-coder")
 LMBDA_SCALE = 2**31
 MAX_LAYERS = 32
 MAX_SECTIONS = 64  # of a layer
+
+_INEXACT = 128
 
 _FIXED = struct.Struct("<4sBBIII")
 
@@ -69,6 +71,7 @@ class Stream:
     width: int
     layers: List[Layer]
     missing: int = 0
+    exact: bool = True  # entropy parameters were computed with integers
 
     @property
     def payload(self) -> int:
@@ -95,7 +98,16 @@ def _varint(number: int) -> bytes:
 
 def pack(stream: Stream) -> bytes:
     """The file's bytes."""
-    out = bytearray(_FIXED.pack(MAGIC, VERSION, CODER_NAMES.index(stream.coder), stream.model_id, stream.fingerprint, stream.lmbda_code))
+    out = bytearray(
+        _FIXED.pack(
+            MAGIC,
+            VERSION,
+            CODER_NAMES.index(stream.coder) + (0 if stream.exact else _INEXACT),
+            stream.model_id,
+            stream.fingerprint,
+            stream.lmbda_code,
+        )
+    )
     out += _varint(stream.height) + _varint(stream.width) + _varint(len(stream.layers)) + _varint(len(stream.layers[0].sections))
     crc = 0
     checked = 0  # how much of `out` the checksum covers
@@ -182,10 +194,11 @@ def unpack(data: bytes, max_pixels: int, allow_truncated: bool = False) -> Strea
             raise
         if not allow_truncated:
             raise BitstreamError(f"{error}; its first {len(layers)} of {layer_count} layers are whole (see --allow_truncated)") from None
+    exact, coder = coder < _INEXACT, coder % _INEXACT
     if coder >= len(CODER_NAMES):
         raise BitstreamError(f"the file needs an entropy coder this program does not know (number {coder})")
     if not 0 < height * width <= max_pixels:
         raise BitstreamError(f"the file claims {width} x {height} pixels; the limit is {max_pixels} (see --max_megapixels)")
     if lmbda_code >= LMBDA_SCALE:
         raise BitstreamError("the file is damaged: lambda is out of range")
-    return Stream(CODER_NAMES[coder], model_id, fingerprint, lmbda_code, height, width, layers, layer_count - len(layers))
+    return Stream(CODER_NAMES[coder], model_id, fingerprint, lmbda_code, height, width, layers, layer_count - len(layers), exact)

@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from goconv_tf import bitstream, zoo
-from goconv_tf.errors import BitstreamError, GoConvError, ImageError, ModelMismatchError, RateError
+from goconv_tf.errors import BitstreamError, CheckpointError, GoConvError, ImageError, ModelMismatchError, RateError
 
 MAX_PIXELS = 200_000_000
 MAX_CODINGS = 12  # of one picture while looking for a rate
@@ -118,7 +118,7 @@ def check_operating_point(model, lmbda=None, target_bpp=None, layers=None):
         raise RateError(f"{layers} layers were asked for; the model has {len(config.layers)}")
 
 
-def compress(model, picture, lmbda=None, target_bpp=None, entropy_coder="tfc", reconstruct=False, layers=None) -> Compressed:
+def compress(model, picture, lmbda=None, target_bpp=None, entropy_coder="tfc", reconstruct=False, layers=None, exact=True) -> Compressed:
     """Compresses uint8 [h, w, 3] with a model from `zoo.load_pretrained`.
 
     Args:
@@ -128,11 +128,14 @@ def compress(model, picture, lmbda=None, target_bpp=None, entropy_coder="tfc", r
       entropy_coder: "tfc" or "range-coder".
       reconstruct: also give the decoded picture.
       layers: how many layers of a scalable model to code; default: all.
+      exact: compute entropy parameters with integers, so that every machine decodes the file; False: in floating point.
 
     Raises:
+      CheckpointError: if the model has no integers to be exact with.
       RateError: if lmbda, target_bpp or layers are out of the model's reach.
     """
     check_operating_point(model, lmbda, target_bpp, layers)
+    check_exact(model, exact)
     height, width = picture.shape[:2]
     padded_size = [_padded(n, model.alignment) for n in (height, width)]
     check_memory(model, *padded_size)
@@ -144,8 +147,8 @@ def compress(model, picture, lmbda=None, target_bpp=None, entropy_coder="tfc", r
         nonlocal codings
         codings += 1
         lmbda_code = bitstream.quantize_lmbda(value) if model.has_lambda else 0
-        exact = bitstream.dequantize_lmbda(lmbda_code)
-        coded = model.compress(padded, exact, entropy_coder, reconstruct, layers)
+        coded_lmbda = bitstream.dequantize_lmbda(lmbda_code)
+        coded = model.compress(padded, coded_lmbda, entropy_coder, reconstruct, layers, exact)
         sections = [[coded.strings[name] for name in names] for names in model.config.layers[: len(coded.checksums)]]
         stream = bitstream.Stream(
             entropy_coder,
@@ -155,19 +158,26 @@ def compress(model, picture, lmbda=None, target_bpp=None, entropy_coder="tfc", r
             height,
             width,
             [bitstream.Layer(checksum, strings) for checksum, strings in zip(coded.checksums, sections)],
+            exact=exact,
         )
         if target_bpp is not None and not model.has_lambda:
             stream = cut_to_rate(stream, target_bpp)
         data = bitstream.pack(stream)
         pictures = tuple(picture[:height, :width] for picture in coded.pictures[: len(stream.layers)])
         shown = pictures[-1] if pictures else None
-        return Compressed(data, exact or None, 8 * len(data) / (height * width), shown, codings, len(stream.layers), pictures)
+        return Compressed(data, coded_lmbda or None, 8 * len(data) / (height * width), shown, codings, len(stream.layers), pictures)
 
     if not model.has_lambda:
         return code(None)
     if target_bpp is None:
         return code(math.sqrt(model.config.lmbda_min * model.config.lmbda_max) if lmbda is None else lmbda)
     return search_rate(code, target_bpp, model.config.lmbda_min, model.config.lmbda_max)
+
+
+def check_exact(model, exact):
+    """CheckpointError if a model has no integers to be exact with."""
+    if exact and not model.has_exact:
+        raise CheckpointError(f"{model.info.name} has no integer form of its entropy model: save it again with this version, or code with --noexact")
 
 
 def cut_to_rate(stream, target_bpp) -> "bitstream.Stream":
@@ -271,6 +281,7 @@ def decode(model, stream, layers=None):
         raise RateError(f"{layers} layers were asked for; the file has {len(stream.layers)}")
     padded_size = [_padded(n, model.alignment) for n in (stream.height, stream.width)]
     check_memory(model, *padded_size)
+    check_exact(model, stream.exact)
     used = stream.layers[:layers]
     picture = model.decompress(
         {name: section for group, layer in zip(names, used) for name, section in zip(group, layer.sections)},
@@ -278,5 +289,6 @@ def decode(model, stream, layers=None):
         *padded_size,
         bitstream.dequantize_lmbda(stream.lmbda_code),
         stream.coder,
+        stream.exact,
     )
     return picture[: stream.height, : stream.width]

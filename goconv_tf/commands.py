@@ -110,7 +110,16 @@ def for_each(pairs, action, output_dir=None):
 
 
 def compress(
-    inputs, model, output_dir=None, lmbda=None, target_bpp=None, entropy_coder="tfc", verify=False, max_pixels=codec.MAX_PIXELS, layers=None
+    inputs,
+    model,
+    output_dir=None,
+    lmbda=None,
+    target_bpp=None,
+    entropy_coder="tfc",
+    verify=False,
+    max_pixels=codec.MAX_PIXELS,
+    layers=None,
+    exact=True,
 ):
     """The compress command; returns the exit status."""
     if lmbda is not None and target_bpp is not None:
@@ -118,12 +127,13 @@ def compress(
     pairs = plan(inputs, output_dir, PICTURE_EXTENSIONS, STREAM_EXTENSION)
     loaded = zoo.load_pretrained(model)
     codec.check_operating_point(loaded, lmbda, target_bpp, layers)
+    codec.check_exact(loaded, exact)
 
     def action(source, target):
         from goconv_tf import metrics
 
         picture = codec.read_picture(source, max_pixels)
-        result = codec.compress(loaded, picture, lmbda, target_bpp, entropy_coder, verify, layers)
+        result = codec.compress(loaded, picture, lmbda, target_bpp, entropy_coder, verify, layers, exact)
         line = f"{len(result.data)} bytes, {result.bpp:.4f} bpp"
         line += f", lambda {result.lmbda:.6g}" if loaded.has_lambda else ""
         line += f", {result.layers} layers" if len(loaded.config.layers) > 1 else ""
@@ -215,6 +225,7 @@ def info(path, max_pixels=codec.MAX_PIXELS, allow_truncated=False):
         "fingerprint": f"{stream.fingerprint:08x}",
         "weights_match": model is not None and model.fingerprint == f"{stream.fingerprint:08x}",
         "entropy_coder": stream.coder,
+        "exact": stream.exact,
         "lmbda": bitstream.dequantize_lmbda(stream.lmbda_code) or None,
         "lmbda_code": stream.lmbda_code,
         "bytes": len(data),

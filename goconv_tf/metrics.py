@@ -40,7 +40,7 @@ def ms_ssim(a, b) -> float:
     """Multi-scale SSIM (Wang, Simoncelli, Bovik 2003), mean of the channels of [h, w, c] in 8-bit units, linear; nan under 161 pixels a side."""
     if min(a.shape[:2]) < MS_SSIM_SIDE:
         return math.nan
-    return float(_compiled_ms_ssim()(np.float32(a)[None], np.float32(b)[None]))
+    return float(_compiled_ms_ssim()(np.asarray(a, np.float32)[None], np.asarray(b, np.float32)[None]))
 
 
 def decibels(similarity: float) -> float:

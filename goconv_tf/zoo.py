@@ -125,6 +125,12 @@ def save_pretrained(model, path: str, name: str, card=None, dtype: str = "float3
     for key, entropy_model in model.entropy_models().items():
         arrays[f"tables/{key}/cdf"] = entropy_model.table.cdf
         arrays[f"tables/{key}/offset"] = entropy_model.table.offset
+    try:
+        model.build_exact()
+    except ValueError as error:
+        raise CheckpointError(f"{name} has no integer form: {error}") from error
+    for key, layer in model.exact_layers().items():
+        arrays.update({f"exact/{key}/{part}": np.asarray(value, order="C") for part, value in layer.quantized._asdict().items()})
     data = save(arrays)
     sha256 = hashlib.sha256(data).hexdigest()
     fields = dataclasses.asdict(model.config)
@@ -160,6 +166,7 @@ def load_pretrained(name_or_path: str, fold: bool = True):
     from safetensors.numpy import load
 
     from goconv_tf.entropy import CodingTable
+    from goconv_tf.layers.exact import Quantized
     from goconv_tf.models import named_weights
 
     info = find_model(name_or_path)
@@ -176,6 +183,8 @@ def load_pretrained(name_or_path: str, fold: bool = True):
     weights = named_weights(model)
     entropy_models = model.entropy_models()
     wanted = {*weights, *(f"tables/{key}/{part}" for key in entropy_models for part in ("cdf", "offset"))}
+    exact_layers = model.exact_layers() if any(key.startswith("exact/") for key in arrays) else {}
+    wanted |= {f"exact/{key}/{part}" for key in exact_layers for part in Quantized._fields}
     if wanted != set(arrays):
         odd = sorted(wanted ^ set(arrays))
         raise CheckpointError(f"{weights_path} does not fit {info.model}: {len(odd)} arrays too many or missing, such as {odd[0]}")
@@ -185,10 +194,25 @@ def load_pretrained(name_or_path: str, fold: bool = True):
         variable.assign(arrays[key].astype(variable.dtype.as_numpy_dtype))
     for key, entropy_model in entropy_models.items():
         entropy_model.table = CodingTable(arrays[f"tables/{key}/cdf"], arrays[f"tables/{key}/offset"])
+    for key, layer in exact_layers.items():
+        layer.quantized = Quantized(*(arrays[f"exact/{key}/{part}"] for part in Quantized._fields))
+        check_integers(f"{weights_path}: {key}", layer)
     model.info = info
     if fold:
         model.fold()
     return model
+
+
+def check_integers(name, layer):
+    """CheckpointError unless a layer's integers have the shapes of its weights and cannot leave what float64 holds exactly."""
+    from goconv_tf.layers import GDN, exact
+
+    fresh = layer.quantize()
+    if any(a.shape != b.shape for a, b in zip(layer.quantized, fresh)):
+        raise CheckpointError(f"{name}: integers of other shapes than the weights")
+    limit = exact.NORM_LIMIT**2 if isinstance(layer, GDN) else exact.LIMIT
+    if exact.sum_bound(layer.quantized, limit) >= exact.SUM_LIMIT or not 0 <= int(layer.quantized.shift) <= 40:
+        raise CheckpointError(f"{name}: integers too large for exact sums")
 
 
 def new_model(config):

@@ -22,6 +22,7 @@ class _Walker:
     """latents: {name: [batch, h, w, c]}, and whatever else a model's analysis gives; a scalable model adds to it as it walks."""
 
     layers = None  # how many layers of a scalable model to walk; None for all
+    enter = staticmethod(lambda value: value)  # how a decoded latent enters what computes entropy parameters
 
     def __init__(self, latents):
         self.latents = dict(latents)
@@ -95,15 +96,15 @@ class Encoder(_Walker):
         return tf.cast(symbols, tf.float32) + offset
 
 
-class Decoder:
+class Decoder(_Walker):
     """Decoding, batch 1: from {name: bytes} and {name: (h, w, c)}; `checksums` as an Encoder's."""
 
     def __init__(self, strings, shapes, coder, layers=None):
+        super().__init__({})  # there are no latents to look at
         self.strings = strings
         self.shapes = shapes
         self.coder = coder
         self.layers = layers
-        self.latents = {}  # there are none to look at
         self.checksums = {}
 
     def size(self, name):

@@ -6,6 +6,8 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_compression as tfc
 
+from goconv_tf.layers import exact
+
 
 @functools.cache
 def irdft_matrix(height: int, width: int) -> np.ndarray:
@@ -126,6 +128,10 @@ class SignalConv2D(_OwnVariables, tfc.SignalConv2D):
         super().build(input_shape)
 
     def call(self, inputs):
+        outputs = self._convolve(inputs, self.kernel)
+        return tf.nn.bias_add(outputs, self.bias) if self.use_bias else outputs
+
+    def _convolve(self, inputs, kernel):
         # The numbers of tfc's own call, from operations whose gradients are faster on CPUs: there,
         # a padded "VALID" convolution beats explicit padding, and tf.slice a strided slice.
         size, stride = self.kernel_support[0], self._strides
@@ -134,20 +140,27 @@ class SignalConv2D(_OwnVariables, tfc.SignalConv2D):
             shape = tf.shape(inputs)
             inside = shape[1:3] * stride
             length = inside + (before + max(size - stride - before, 0))
-            kernel = tf.transpose(self.kernel, [0, 1, 3, 2])
+            kernel = tf.transpose(kernel, [0, 1, 3, 2])
             outputs = tf.nn.conv2d_transpose(inputs, kernel, [shape[0], length[0], length[1], self.filters], stride, "VALID")
             if size > 1:
                 outputs = tf.slice(outputs, [0, before, before, 0], [shape[0], inside[0], inside[1], self.filters])
             outputs.set_shape(self.compute_output_shape(inputs.shape))
-        else:
-            kernel = self.kernel
-            if self._transpose:
-                kernel = kernel[::-1, ::-1]
-                before, after = after, before
-            if size > 1:
-                inputs = tf.pad(inputs, [[0, 0], [before, after], [before, after], [0, 0]])
-            outputs = tf.nn.conv2d(inputs, kernel, stride, "VALID")
-        return tf.nn.bias_add(outputs, self.bias) if self.use_bias else outputs
+            return outputs
+        if self._transpose:
+            kernel = kernel[::-1, ::-1]
+            before, after = after, before
+        if size > 1:
+            inputs = tf.pad(inputs, [[0, 0], [before, after], [before, after], [0, 0]])
+        return tf.nn.conv2d(inputs, kernel, stride, "VALID")
+
+    def quantize(self):
+        """The present weights as integers, for `exact`."""
+        return exact.quantize_kernel(self.kernel.numpy(), self.bias.numpy() if self.use_bias else None)
+
+    def exact(self, inputs):
+        """The same on the grid (see `goconv_tf.layers.exact`), with the integers in `quantized`."""
+        total = self._convolve(inputs, tf.constant(self.quantized.kernel, tf.float64)) + tf.constant(self.quantized.bias, tf.float64)
+        return exact.rescale(total, self.quantized.shift)
 
     @property
     def kernel(self):
@@ -188,5 +201,30 @@ class GDN(_OwnVariables, tf.keras.layers.Layer):
         scale = tf.sqrt(pool) if self.inverse else tf.math.rsqrt(pool)
         return tf.cast(x * scale, inputs.dtype)
 
+    def quantize(self):
+        """The present parameters as integers, for `exact`."""
+        return exact.quantize_norm(self.beta().numpy(), self.gamma().numpy())
+
+    def exact(self, inputs):
+        """The same on the grid, with the integers in `quantized`; inputs [batch, h, w, channels]."""
+        return exact.normalize(inputs, self.quantized, self.inverse)
+
     def get_config(self):
         return {**super().get_config(), "inverse": self.inverse}
+
+
+class Conv2D(tf.keras.layers.Conv2D):
+    """Keras' convolution, with "same" padding, that can also be computed on the grid."""
+
+    def __init__(self, filters, kernel_size, strides=1, padding="same", **kwargs):
+        super().__init__(filters, kernel_size, strides, padding=padding, **kwargs)
+
+    def quantize(self):
+        """The present weights as integers, for `exact`."""
+        return exact.quantize_kernel(self.kernel.numpy(), self.bias.numpy())
+
+    def exact(self, inputs):
+        """The same on the grid (see `goconv_tf.layers.exact`), with the integers in `quantized`."""
+        kernel = tf.constant(self.quantized.kernel, tf.float64)
+        total = tf.nn.conv2d(inputs, kernel, self.strides, "SAME") + tf.constant(self.quantized.bias, tf.float64)
+        return exact.rescale(total, self.quantized.shift)

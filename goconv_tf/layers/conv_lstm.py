@@ -2,6 +2,9 @@
 
 import tensorflow as tf
 
+from goconv_tf.layers import exact
+from goconv_tf.layers.conv import Conv2D
+
 
 @tf.keras.saving.register_keras_serializable("goconv_tf")
 class ConvLSTM2DCell(tf.keras.layers.Layer):
@@ -25,8 +28,8 @@ class ConvLSTM2DCell(tf.keras.layers.Layer):
     def __init__(self, filters, kernel_size=3, strides=1, **kwargs):
         super().__init__(**kwargs)
         self.filters, self.kernel_size, self.strides = filters, kernel_size, strides
-        self.conv_inputs = tf.keras.layers.Conv2D(4 * filters, kernel_size, strides, padding="same", dtype=self.dtype_policy, name="conv_inputs")
-        self.conv_hidden = tf.keras.layers.Conv2D(4 * filters, kernel_size, padding="same", dtype=self.dtype_policy, name="conv_hidden")
+        self.conv_inputs = Conv2D(4 * filters, kernel_size, strides, dtype=self.dtype_policy, name="conv_inputs")
+        self.conv_hidden = Conv2D(4 * filters, kernel_size, dtype=self.dtype_policy, name="conv_hidden")
 
     def build(self, input_shape):
         self.conv_inputs.build(input_shape)
@@ -43,6 +46,25 @@ class ConvLSTM2DCell(tf.keras.layers.Layer):
         if states is not None:
             cell += keep * states[1]
         hidden = out * tf.tanh(cell)
+        return hidden, (hidden, cell)
+
+    def exact(self, inputs, states=None):
+        """The same on the grid (see `goconv_tf.layers.exact`): gates from tables, products of integers."""
+        sigmoid, tanh = exact.gate_tables()
+        gates = self.conv_inputs.exact(inputs)
+        if states is None:
+            bias = exact.rescale(tf.constant(self.conv_hidden.quantized.bias, tf.float64), self.conv_hidden.quantized.shift)
+            gates = exact.keep(gates + bias)
+        else:
+            gates = exact.keep(gates + self.conv_hidden.exact(states[0]))
+        squashed, candidate = tf.split(gates, [3 * self.filters, self.filters], axis=-1)
+        write, keep, out = tf.split(exact.look_up(sigmoid, squashed), 3, axis=-1)
+        # Gates are in units of 2^-15, states in those of the grid.
+        cell = write * exact.look_up(tanh, candidate) * 2.0 ** (exact.GRID_BITS - exact.GATE_BITS)
+        if states is not None:
+            cell += keep * states[1]
+        cell = exact.rescale(cell, exact.GATE_BITS)
+        hidden = exact.rescale(out * exact.look_up(tanh, cell), 2 * exact.GATE_BITS - exact.GRID_BITS)
         return hidden, (hidden, cell)
 
     def get_initial_state(self, inputs):

@@ -10,6 +10,7 @@ from typing import Any, Callable, Dict, NamedTuple, Union
 
 import tensorflow as tf
 
+from goconv_tf.layers import exact
 from goconv_tf.layers.conv import GDN, SignalConv2D
 
 
@@ -88,6 +89,10 @@ def _is_pair(inputs) -> bool:
     return isinstance(inputs, (tuple, list)) and not isinstance(inputs, tf.TensorShape) and len(inputs) == 2
 
 
+def _add(a, b):
+    return exact.keep(a + b) if exact.is_exact(a) else a + b
+
+
 class _GoConv(tf.keras.layers.Layer):
     """What the four public layers share; `_transpose` tells the two kinds of intra path apart."""
 
@@ -159,9 +164,13 @@ class _GoConv(tf.keras.layers.Layer):
         super().build(input_shape)
 
     def _path(self, name, x, modulate):
-        x = modulate(name, getattr(self, name)(x))
+        x = modulate(name, exact.apply(getattr(self, name), x))
         activation = getattr(self, f"{name}_activation")
-        return x if activation is None else activation(x)
+        if activation is None:
+            return x
+        if exact.is_exact(x) and isinstance(activation, tf.keras.layers.LeakyReLU):
+            return exact.leaky_relu(x)
+        return exact.apply(activation, x)
 
     def _octave(self, inputs, modulate):
         if not _is_pair(inputs):
@@ -171,12 +180,16 @@ class _GoConv(tf.keras.layers.Layer):
         y_hh = self._path("high", x_high, modulate)
         # Odd sizes: the low frequency always has half the samples of the high one, rounded up.
         y_ll = crop_like(self._path("low", x_low, modulate), y_hh, halved=True)
-        y_high = y_hh + crop_like(self._path("up", y_ll, modulate), y_hh)
+        y_high = _add(y_hh, crop_like(self._path("up", y_ll, modulate), y_hh))
         if not self.filters_low:
             return y_high
-        return OctaveTensor(y_high, y_ll + self._path("down", y_hh, modulate))
+        return OctaveTensor(y_high, _add(y_ll, self._path("down", y_hh, modulate)))
 
     def call(self, inputs):
+        return self._octave(inputs, lambda name, x: x)
+
+    def exact(self, inputs):
+        """The same on the grid (see `goconv_tf.layers.exact`), without modulation; activations may be leaky_relu, gdn, igdn or None."""
         return self._octave(inputs, lambda name, x: x)
 
     def compute_output_shape(self, input_shape):

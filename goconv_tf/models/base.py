@@ -8,6 +8,7 @@ import tensorflow as tf
 
 from goconv_tf import entropy, losses
 from goconv_tf.errors import BitstreamError, ModelMismatchError
+from goconv_tf.layers import exact as exact_arithmetic
 
 
 class Estimate(NamedTuple):
@@ -56,7 +57,7 @@ def stage(method):
         functions = self.__dict__.setdefault("_stages", {})
         flat = tf.nest.flatten(args)
         present = [x for x in flat if x is not None]
-        key = (method.__name__, *(x is None for x in flat))
+        key = (method.__name__, *(None if x is None else tf.as_dtype(x.dtype) for x in flat))
         if key not in functions:
 
             def spec(x):
@@ -83,6 +84,7 @@ class Codec(tf.keras.Model):
 
     alignment = 16  # pictures are padded to multiples of this before analysis
     has_lambda = False  # whether lambda is chosen when coding
+    exact_parts: Tuple[str, ...] = ()  # what computes entropy parameters: attributes that have an integer form
 
     def __init__(self, config, **kwargs):
         super().__init__(**kwargs)
@@ -205,6 +207,36 @@ class Codec(tf.keras.Model):
         for model in self.entropy_models().values():
             model.build_table()
 
+    def exact_layers(self):
+        """{path: layer} of all that is computed with integers when coding."""
+        found = {}
+        for part in self.exact_parts:
+            if hasattr(self, part):
+                found.update(_leaves(getattr(self, part), part, lambda node: hasattr(node, "quantize")))
+        return found
+
+    @property
+    def has_exact(self) -> bool:
+        """Whether the integers are there, so that entropy parameters are the same on every machine."""
+        return all(hasattr(layer, "quantized") for layer in self.exact_layers().values())
+
+    def build_exact(self):
+        """Makes the integers from the present weights; ValueError if they do not fit."""
+        for path, layer in self.exact_layers().items():
+            try:
+                layer.quantized = layer.quantize()
+            except ValueError as error:
+                raise ValueError(f"{path}: {error}") from error
+        self.__dict__.pop("_stages", None)
+
+    def _made_exact(self, walker, wanted):
+        """The walker, set to compute entropy parameters with integers or floats; None: with integers where there are any."""
+        if wanted and not self.has_exact:
+            raise ValueError("the model has no integer form")
+        if wanted or (wanted is None and self.has_exact):
+            walker.enter = exact_arithmetic.to_grid
+        return walker
+
     def fold(self):
         """Fixes all convolution kernels at their present values, to code faster. Not for training."""
         for layer in self.submodules:
@@ -212,13 +244,13 @@ class Codec(tf.keras.Model):
                 layer.fold()
         self.__dict__.pop("_stages", None)
 
-    def estimate(self, x, lmbda):
-        """Estimate for pictures uint8 [batch, h, w, 3] (sides multiples of `alignment`), lmbda [batch]."""
-        walker = entropy.RoundingWalker(self.analysis(x, lmbda))
+    def estimate(self, x, lmbda, exact=None):
+        """Estimate for pictures uint8 [batch, h, w, 3] (sides multiples of `alignment`), lmbda [batch]; exact as in `compress`."""
+        walker = self._made_exact(entropy.RoundingWalker(self.analysis(x, lmbda)), exact)
         pictures = self.pictures(self.walk(walker), lmbda)
         return Estimate(pictures[-1], {name: walker.bits(name) for name in self.latent_names}, tuple(pictures))
 
-    def compress(self, x, lmbda, coder="tfc", reconstruct=False, layers=None):
+    def compress(self, x, lmbda, coder="tfc", reconstruct=False, layers=None, exact=None):
         """Codes one picture.
 
         Args:
@@ -227,19 +259,21 @@ class Codec(tf.keras.Model):
           coder: "tfc" or "range-coder".
           reconstruct: also return the decoded pictures.
           layers: how many layers of a scalable model to code; None for all.
+          exact: compute entropy parameters with integers (True), floats (False), or integers where the model has them (None).
         """
         lmbda = tf.constant([lmbda], tf.float32)
-        walker = entropy.Encoder(self.analysis(tf.constant(x)[None], lmbda), entropy.CODERS[coder], layers)
+        walker = self._made_exact(entropy.Encoder(self.analysis(tf.constant(x)[None], lmbda), entropy.CODERS[coder], layers), exact)
         latents = self.walk(walker)
         pictures = tuple(map(_to_uint8, self.pictures(latents, lmbda))) if reconstruct else ()
         checksums = tuple(walker.checksums[names[-1]] for names in self.config.layers[:layers])
         return Coded(walker.strings, checksums, pictures)
 
-    def decompress(self, strings, checksums, height, width, lmbda, coder="tfc"):
+    def decompress(self, strings, checksums, height, width, lmbda, coder="tfc", exact=None):
         """The picture uint8 [height, width, 3] (a padded size) that `compress` coded.
 
         Args:
           strings, checksums: as in `Coded`, of all layers or of the first ones.
+          exact: as the encoder had it.
 
         Raises:
           BitstreamError: if the strings cannot be decoded.
@@ -247,7 +281,7 @@ class Codec(tf.keras.Model):
         """
         if coder not in entropy.CODERS:
             raise BitstreamError(f"the stream needs an entropy coder this version does not have ({coder})")
-        walker = entropy.Decoder(strings, self.latent_shapes(height, width), entropy.CODERS[coder], len(checksums))
+        walker = self._made_exact(entropy.Decoder(strings, self.latent_shapes(height, width), entropy.CODERS[coder], len(checksums)), exact)
         lmbda = tf.constant([lmbda], tf.float32)
         latents = self.walk(walker)
         for names, checksum in zip(self.config.layers, checksums):
@@ -266,18 +300,24 @@ _VIEWS = {"variables", "trainable_variables", "non_trainable_variables", "regula
 
 def named_weights(model) -> Dict[str, tf.Variable]:
     """{path of attributes: variable} of a built model, the same in every process."""
-    found, seen = {}, set()
+    return _leaves(model, "", lambda node: isinstance(node, tf.Variable))
 
-    def visit(node, path):
+
+def _leaves(root, path, wanted) -> Dict[str, Any]:
+    """{path of attributes: node} of the first nodes below root that are wanted, each once."""
+    found: Dict[str, Any] = {}
+    seen = set()
+
+    def visit(node, names):
         if id(node) in seen:
             return
         seen.add(id(node))
-        if isinstance(node, tf.Variable):
-            found["/".join(path)] = node
+        if wanted(node):
+            found["/".join(names)] = node
             return
         for name, child in sorted(tf.train.TrackableView.children(node).items()):
             if name not in _VIEWS and not name.startswith(("layer-", "layer_with_weights-")):
-                visit(child, [*path, name])
+                visit(child, [*names, name])
 
-    visit(model, [])
+    visit(root, [path] if path else [])
     return found

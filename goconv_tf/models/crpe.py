@@ -3,10 +3,10 @@
 import tensorflow as tf
 
 from goconv_tf.entropy import FactorizedPrior, GaussianConditional
-from goconv_tf.layers import GDN, GoConv2D, GoConv2DTranspose, OctaveTensor, RDFTKernel, SignalConv2D
+from goconv_tf.layers import GDN, GoConv2D, GoConv2DTranspose, OctaveTensor, RDFTKernel, SignalConv2D, exact
 from goconv_tf.layers.octave import crop, crop_like, split_filters
 from goconv_tf.models.base import Codec, stage
-from goconv_tf.models.octave import halves, latent_sizes
+from goconv_tf.models.octave import chain, estimate, halves, latent_sizes
 from goconv_tf.presets import CRPEConfig
 
 PIXEL_SCALE = 255.0
@@ -32,6 +32,8 @@ class CRPE(Codec):
     Args:
       config: CRPEConfig; None for the paper's at high rates (N = 448).
     """
+
+    exact_parts = ("h_s1", "h_s2", "f_y", "f_y_up", "f_z", "f_z_up", "up4_mean", "up4_scale", "up4_high", "fusion", "fusion_scale")
 
     def __init__(self, config=None, **kwargs):
         super().__init__(config or CRPEConfig(), **kwargs)
@@ -80,69 +82,69 @@ class CRPE(Codec):
     @stage
     def analysis(self, x, lmbda):
         del lmbda
-        y = _chain(self.g_a, tf.cast(x, tf.float32) / PIXEL_SCALE)
-        z1 = _chain(self.h_a1, y)
+        y = chain(self.g_a, tf.cast(x, tf.float32) / PIXEL_SCALE)
+        z1 = chain(self.h_a1, y)
         latents = {"z1_low": z1.low, "z1_high": z1.high, "y_low": y.low, "y_high": y.high}
         if self.config.second_hyper:
-            z2 = _chain(self.h_a2, z1)
+            z2 = chain(self.h_a2, z1)
             latents.update(z2_high=z2.high, z2_low=z2.low)
         return latents
 
     @stage
     def hyper_synthesis2(self, z2_high, z2_low):
         """(P2_H, P2_L), as many positions as z1."""
-        return tuple(_chain(self.h_s2, OctaveTensor(z2_high, z2_low)))
+        return tuple(chain(self.h_s2, OctaveTensor(z2_high, z2_low)))
 
     @stage
     def estimate_z_high(self, z1_low, p2_high):
         """Mean and scale of z1_H, together."""
-        inputs = [crop_like(self.f_z_up(z1_low), p2_high), p2_high] if self.config.crpe_z else [p2_high]
-        return _estimate(self.f_z, inputs)
+        inputs = [crop_like(exact.apply(self.f_z_up, z1_low), p2_high), p2_high] if self.config.crpe_z else [p2_high]
+        return estimate(self.f_z, inputs)
 
     @stage
     def hyper_synthesis1(self, z1_high, z1_low, size):
         """(P1_H, P1_L) for y_H of spatial size `size`, int32 [2]."""
-        p = _chain(self.h_s1, OctaveTensor(z1_high, z1_low))
+        p = chain(self.h_s1, OctaveTensor(z1_high, z1_low))
         return crop(p.high, size), crop(p.low, (size + 1) // 2)
 
     @stage
     def estimate_y_low(self, p1_low, p2_low):
         """Mean and scale of y_L, together, from both hyper layers."""
-        (mean1, scale1), (mean2, scale2) = halves(p1_low), halves(p2_low)
+        (mean1, scale1), (mean2, scale2) = (tf.split(p, 2, axis=-1) for p in (p1_low, p2_low))
         fuse_scale = self.fusion_scale if self.config.separate_fusion else self.fusion
-        mean = self.fusion(tf.concat([mean1, crop_like(_chain(self.up4_mean, mean2), mean1)], axis=-1))
-        scale = fuse_scale(tf.concat([scale1, crop_like(_chain(self.up4_scale, scale2), scale1)], axis=-1))
+        mean = exact.apply(self.fusion, tf.concat([mean1, crop_like(chain(self.up4_mean, mean2), mean1)], axis=-1))
+        scale = exact.apply(fuse_scale, tf.concat([scale1, crop_like(chain(self.up4_scale, scale2), scale1)], axis=-1))
         return tf.concat([mean, scale], axis=-1)
 
     @stage
     def estimate_y_high(self, y_low, p2_high, p1_high):
         """Mean and scale of y_H, together."""
-        inputs = [crop_like(self.f_y_up(y_low), p1_high)] if self.config.crpe_y else []
-        inputs += [] if p2_high is None else [crop_like(_chain(self.up4_high, p2_high), p1_high)]
-        return _estimate(self.f_y, [*inputs, p1_high])
+        inputs = [crop_like(exact.apply(self.f_y_up, y_low), p1_high)] if self.config.crpe_y else []
+        inputs += [] if p2_high is None else [crop_like(chain(self.up4_high, p2_high), p1_high)]
+        return estimate(self.f_y, [*inputs, p1_high])
 
     def walk(self, walker):
         p2_high = None
         if self.config.second_hyper:
             z2_high = walker("z2_high", self.prior_high)
             z2_low = walker("z2_low", self.prior_low)
-            p2_high, p2_low = self.hyper_synthesis2(z2_high, z2_low)
+            p2_high, p2_low = self.hyper_synthesis2(walker.enter(z2_high), walker.enter(z2_low))
             z1_low = walker("z1_low", self.conditional, *halves(p2_low))
-            z1_high = walker("z1_high", self.conditional, *halves(self.estimate_z_high(z1_low, p2_high)))
+            z1_high = walker("z1_high", self.conditional, *halves(self.estimate_z_high(walker.enter(z1_low), p2_high)))
         else:
             z1_low = walker("z1_low", self.prior_low)
             z1_high = walker("z1_high", self.prior_high)
-        p1_high, p1_low = self.hyper_synthesis1(z1_high, z1_low, walker.size("y_high"))
+        p1_high, p1_low = self.hyper_synthesis1(walker.enter(z1_high), walker.enter(z1_low), walker.size("y_high"))
         if self.config.second_hyper:
             p1_low = self.estimate_y_low(p1_low, p2_low)
         y_low = walker("y_low", self.conditional, *halves(p1_low))
-        y_high = walker("y_high", self.conditional, *halves(self.estimate_y_high(y_low, p2_high, p1_high)))
+        y_high = walker("y_high", self.conditional, *halves(self.estimate_y_high(walker.enter(y_low), p2_high, p1_high)))
         return OctaveTensor(y_high, y_low)
 
     @stage
     def synthesis(self, latents, lmbda):
         del lmbda
-        return tf.cast(_chain(self.g_s, latents), tf.float32) * PIXEL_SCALE
+        return tf.cast(chain(self.g_s, latents), tf.float32) * PIXEL_SCALE
 
     def latent_shapes(self, height, width):
         y_high, y_low, z_high, z_low = latent_sizes(height, width)
@@ -175,20 +177,6 @@ class CRPE(Codec):
 
 def _up(filters):
     return SignalConv2D(filters, 3, 2, transpose=True)
-
-
-def _chain(layers, x):
-    for layer in layers:
-        x = layer(x)
-    return x
-
-
-def _estimate(layers, inputs):
-    """The three 1x1 convolutions of a parameter estimation."""
-    p = tf.concat(inputs, axis=-1)
-    for layer in layers[:-1]:
-        p = tf.nn.leaky_relu(layer(p), 0.2)
-    return layers[-1](p)
 
 
 def adopt(model, source, lmbda):

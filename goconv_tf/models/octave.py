@@ -2,6 +2,8 @@
 
 import tensorflow as tf
 
+from goconv_tf.layers import exact
+
 
 def half(n):
     """n / 2, rounded up."""
@@ -9,8 +11,23 @@ def half(n):
 
 
 def halves(parameters):
-    """(mean, scale): first and second half of the channels."""
-    return tf.split(tf.cast(parameters, tf.float32), 2, axis=-1)
+    """(mean, scale), float32: first and second half of the channels, which may be on the grid."""
+    return tf.split(exact.from_grid(parameters) if exact.is_exact(parameters) else tf.cast(parameters, tf.float32), 2, axis=-1)
+
+
+def estimate(layers, inputs):
+    """The three 1x1 convolutions of a parameter estimation, LeakyReLU between them."""
+    p = tf.concat(inputs, axis=-1)
+    for layer in layers[:-1]:
+        p = exact.leaky_relu(exact.apply(layer, p))
+    return exact.apply(layers[-1], p)
+
+
+def chain(layers, x):
+    """Layers one after another."""
+    for layer in layers:
+        x = exact.apply(layer, x)
+    return x
 
 
 def latent_sizes(height, width):

@@ -1,12 +1,10 @@
 """Scalable coding by a recurrent network with an RNN-based hyperprior (Su et al., ICIP 2020)."""
 
-import functools
-
 import tensorflow as tf
 
 from goconv_tf import entropy, losses
 from goconv_tf.entropy import FactorizedPrior, GaussianConditional
-from goconv_tf.layers import ConvLSTM2DCell
+from goconv_tf.layers import Conv2D, ConvLSTM2DCell, exact
 from goconv_tf.models.base import Codec, stage
 from goconv_tf.presets import ScalableRNNConfig
 
@@ -29,24 +27,24 @@ class ScalableRNN(Codec):
     """
 
     alignment = 1
+    exact_parts = ("h_s_input", "h_s_cells", "h_s_output")
 
     def __init__(self, config=None, **kwargs):
         super().__init__(config or ScalableRNNConfig(), **kwargs)
         c = self.config
-        conv = functools.partial(tf.keras.layers.Conv2D, padding="same")
-        self.g_a_input = conv(c.input_filters, 3, 2)
+        self.g_a_input = Conv2D(c.input_filters, 3, 2)
         self.g_a_cells = [ConvLSTM2DCell(n, 3, 2) for n in c.encoder_filters]
-        self.g_a_output = conv(c.filters, 1)
-        self.g_s_input = conv(c.filters, 3)
+        self.g_a_output = Conv2D(c.filters, 1)
+        self.g_s_input = Conv2D(c.filters, 3)
         self.g_s_cells = [ConvLSTM2DCell(n, 3 if k else 2) for k, n in enumerate(c.decoder_filters)]
-        self.g_s_output = conv(3, 3)
+        self.g_s_output = Conv2D(3, 3)
         if c.hyperprior:
-            self.h_a_input = conv(c.filters, 3)
+            self.h_a_input = Conv2D(c.filters, 3)
             self.h_a_cells = [ConvLSTM2DCell(c.filters, 3, 2) for _ in range(2)]
-            self.h_a_output = conv(c.filters, 1)
-            self.h_s_input = conv(c.filters, 3)
+            self.h_a_output = Conv2D(c.filters, 1)
+            self.h_s_input = Conv2D(c.filters, 3)
             self.h_s_cells = [ConvLSTM2DCell(c.filters, 3) for _ in range(2)]
-            self.h_s_output = conv(c.filters, 3)
+            self.h_s_output = Conv2D(c.filters, 3)
             self.conditional = GaussianConditional()
         self.priors = [FactorizedPrior(c.filters, (3, 3, 3)) for _ in range(c.iterations)]
 
@@ -86,7 +84,8 @@ class ScalableRNN(Codec):
                 walker.latents[y_name], walker.latents[z_name], states_a = self.layer_analysis(residual, states_a)
             if self.config.hyperprior:
                 z = walker(z_name, self.priors[k])
-                sigma, states_h = self.hyper_synthesis(z, walker.size(y_name), states_h)
+                sigma, states_h = self.hyper_synthesis(walker.enter(z), walker.size(y_name), states_h)
+                sigma = exact.from_grid(sigma) if exact.is_exact(sigma) else sigma
                 y = walker(y_name, self.conditional, 0.0, sigma)
             else:
                 y = walker(y_name, self.priors[k])
@@ -143,11 +142,11 @@ class ScalableRNN(Codec):
 
 def _recur(first, cells, last, x, states, upsample=False):
     """(output, states): a convolution, ConvLSTM cells, each followed by depth-to-space when `upsample`, a convolution."""
-    x = first(x)
+    x = exact.apply(first, x)
     after = []
     for k, cell in enumerate(cells):
-        x, state = cell(x, None if states is None else states[k])
+        x, state = exact.apply(cell, x, None if states is None else states[k])
         after.append(state)
         if upsample:
             x = tf.nn.depth_to_space(x, 2)
-    return last(x), tuple(after)
+    return exact.apply(last, x), tuple(after)

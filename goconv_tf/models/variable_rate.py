@@ -3,10 +3,10 @@
 import tensorflow as tf
 
 from goconv_tf.entropy import FactorizedPrior, GaussianConditional
-from goconv_tf.layers import GoConv2D, GoConv2DTranspose, ModulatedGoConv2D, ModulatedGoConv2DTranspose, OctaveTensor, SignalConv2D
+from goconv_tf.layers import GoConv2D, GoConv2DTranspose, ModulatedGoConv2D, ModulatedGoConv2DTranspose, OctaveTensor, SignalConv2D, exact
 from goconv_tf.layers.octave import crop, crop_like, split_filters
 from goconv_tf.models.base import Codec, stage
-from goconv_tf.models.octave import halves, latent_sizes
+from goconv_tf.models.octave import chain, estimate, halves, latent_sizes
 from goconv_tf.presets import VariableRateConfig
 
 PIXEL_SCALE = 256.0  # x / 256, as in the paper
@@ -27,6 +27,7 @@ class VariableRate(Codec):
     """
 
     has_lambda = True
+    exact_parts = ("h_s", "f_up", "f_pe")
 
     def __init__(self, config=None, **kwargs):
         super().__init__(config or VariableRateConfig(), **kwargs)
@@ -67,25 +68,20 @@ class VariableRate(Codec):
     @stage
     def hyper_synthesis(self, z_high, z_low, size):
         """(psi_H, P_L) for y_H of spatial size `size`, int32 [2]."""
-        p = OctaveTensor(z_high, z_low)
-        for layer in self.h_s:
-            p = layer(p)
+        p = chain(self.h_s, OctaveTensor(z_high, z_low))
         return crop(p.high, size), crop(p.low, (size + 1) // 2)
 
     @stage
     def parameter_estimation(self, y_low, psi_high):
         """Mean and scale of y_H, together, from the decoded y_L and psi_H."""
-        p = tf.concat([crop_like(self.f_up(y_low), psi_high), psi_high], axis=-1)
-        for layer in self.f_pe[:-1]:
-            p = tf.nn.leaky_relu(layer(p), 0.2)
-        return self.f_pe[-1](p)
+        return estimate(self.f_pe, [crop_like(exact.apply(self.f_up, y_low), psi_high), psi_high])
 
     def walk(self, walker):
         z_low = walker("z_low", self.prior_z_low)
         z_high = walker("z_high", self.prior_z_high)
-        psi_high, p_low = self.hyper_synthesis(z_high, z_low, walker.size("y_high"))
+        psi_high, p_low = self.hyper_synthesis(walker.enter(z_high), walker.enter(z_low), walker.size("y_high"))
         y_low = walker("y_low", self.conditional, *halves(p_low))
-        y_high = walker("y_high", self.conditional, *halves(self.parameter_estimation(y_low, psi_high)))
+        y_high = walker("y_high", self.conditional, *halves(self.parameter_estimation(walker.enter(y_low), psi_high)))
         return OctaveTensor(y_high, y_low)
 
     @stage

@@ -1,0 +1,322 @@
+"""Entropy parameters in integers: equal to an independent computation, whatever adds up the sums, and a stream's decoding with them."""
+
+import math
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from conftest import ROOT, draw
+
+from goconv_tf import bitstream, codec, zoo
+from goconv_tf.entropy import Decoder, RoundingWalker
+from goconv_tf.errors import BitstreamError, CheckpointError
+from goconv_tf.layers import GDN, Conv2D, ConvLSTM2DCell, GoConv2D, GoConv2DTranspose, OctaveTensor, SignalConv2D, exact
+
+
+def round_half_up(x):
+    return np.floor(x + 0.5)
+
+
+def integer_conv(x, kernel, stride, before, size):
+    """Correlation of int64 [h, w, c] with [k, k, c, d], added up tap by tap from the last to the first; no floats."""
+    k = kernel.shape[0]
+    padded = np.zeros((size[0] * stride + 2 * k, size[1] * stride + 2 * k, x.shape[2]), np.int64)
+    padded[before : before + x.shape[0], before : before + x.shape[1]] = x
+    total = np.zeros((*size, kernel.shape[3]), np.int64)
+    for i in reversed(range(k)):
+        for j in reversed(range(k)):
+            patch = padded[i : i + size[0] * stride : stride, j : j + size[1] * stride : stride]
+            for c in reversed(range(x.shape[2])):
+                total += patch[:, :, c, None] * kernel[i, j, c].astype(np.int64)
+    return total
+
+
+def integer_conv_transpose(x, kernel, stride, before):
+    """Its upsampling counterpart, [h * s, w * s, d]."""
+    h, w = x.shape[:2]
+    k = kernel.shape[0]
+    total = np.zeros((h * stride + k, w * stride + k, kernel.shape[3]), np.int64)
+    for y in range(h):
+        for z in range(w):
+            total[y * stride : y * stride + k, z * stride : z * stride + k] += np.einsum("c,abcd->abd", x[y, z], kernel.astype(np.int64))
+    return total[before : before + h * stride, before : before + w * stride]
+
+
+def finish(total, quantized):
+    """Bias, back to the grid, in exact integers."""
+    total, half = total + quantized.bias, 2 ** int(quantized.shift) // 2
+    return np.clip((total + half) >> int(quantized.shift), -exact.LIMIT, exact.LIMIT)
+
+
+def on_grid(shape, seed=0, spread=3.0):
+    return np.floor(np.random.default_rng(seed).normal(0, spread, shape) * exact.GRID).astype(np.int64)
+
+
+@pytest.mark.parametrize(
+    ("kernel_size", "strides", "transpose"), [(3, 1, False), (5, 2, False), (3, 1, True), (5, 2, True), (3, 2, True), (1, 1, False)]
+)
+def test_signal_convolutions(kernel_size, strides, transpose):
+    layer = SignalConv2D(4, kernel_size, strides, transpose)
+    x = on_grid((7, 6, 3))
+    expected = layer(tf.constant(x[None] / exact.GRID, tf.float32))
+    layer.bias_parameter.assign([0.3, -2.0, 0.0, 11.0])
+    layer.quantized = layer.quantize()
+    result = layer.exact(tf.constant(x[None], tf.float64))[0].numpy()
+    k = layer.quantized.kernel
+    if transpose and strides == 2:
+        total = integer_conv_transpose(x, k, strides, kernel_size // 2)
+    else:
+        k = k[::-1, ::-1] if transpose else k
+        total = integer_conv(x, k, strides, kernel_size // 2, expected.shape[1:3])
+    np.testing.assert_array_equal(result, finish(total, layer.quantized))
+    np.testing.assert_allclose(result / exact.GRID, layer(tf.constant(x[None] / exact.GRID, tf.float32))[0], atol=0.01)
+
+
+def test_plain_convolution_with_tensorflows_padding():
+    layer = Conv2D(4, 2)
+    x = on_grid((5, 6, 3))
+    layer(tf.zeros([1, 5, 6, 3]))
+    layer.bias.assign([0.1, 0.2, -0.3, 4.0])
+    layer.quantized = layer.quantize()
+    result = layer.exact(tf.constant(x[None], tf.float64))[0].numpy()
+    np.testing.assert_array_equal(result, finish(integer_conv(x, layer.quantized.kernel, 1, 0, (5, 6)), layer.quantized))
+
+
+@pytest.mark.parametrize("inverse", [False, True])
+def test_gdn(inverse):
+    layer = GDN(inverse)
+    x = on_grid((3, 4, 5), spread=20.0)
+    layer(tf.zeros([1, 3, 4, 5]))
+    layer.gamma.variable.assign(np.random.default_rng(1).uniform(0.1, 0.5, (5, 5)))
+    layer.quantized = q = layer.quantize()
+    result = layer.exact(tf.constant(x[None], tf.float64))[0].numpy()
+    for row, values in zip(result.reshape(-1, 5), x.reshape(-1, 5)):
+        for i in range(5):
+            pool = sum(int(v) ** 2 * int(g) for v, g in zip(values, q.kernel[:, i])) + int(q.bias[i])
+            norm = math.sqrt(pool * 2.0 ** -(20 + int(q.shift)))
+            assert row[i] == round_half_up(values[i] * norm if inverse else values[i] / norm)
+    np.testing.assert_allclose(result / exact.GRID, layer(tf.constant(x[None] / exact.GRID, tf.float32))[0], rtol=0.01, atol=0.01)
+
+
+def test_lstm_cell():
+    """Two steps, from Python's integers and the tables."""
+    cell = ConvLSTM2DCell(2, 3)
+    x = on_grid((2, 4, 5, 3))
+    cell(tf.zeros([1, 4, 5, 3]))
+    for k, conv in enumerate((cell.conv_inputs, cell.conv_hidden)):
+        conv.bias.assign(np.random.default_rng(k).normal(0, 1, 8))
+        conv.quantized = conv.quantize()
+    sigmoid, tanh = (table.astype(np.int64) for table in exact.gate_tables())
+    reach = exact.TABLE_REACH
+    hidden = state = np.zeros((4, 5, 2), np.int64)
+    states = floats = None
+    for step in range(2):
+        gates = sum(
+            finish(integer_conv(v, conv.quantized.kernel, 1, 1, (4, 5)), conv.quantized)
+            for v, conv in ((x[step], cell.conv_inputs), (hidden, cell.conv_hidden))
+        )
+        i, f, o, g = np.split(np.clip(gates, -reach, reach) + reach, 4, axis=-1)
+        # In units of 2^-30: exact integers, rounded halves up.
+        state = (sigmoid[f] * state * 2**5 + sigmoid[i] * tanh[g] + 2**19) >> 20
+        hidden = (sigmoid[o] * tanh[np.clip(state, -reach, reach) + reach] + 2**19) >> 20
+        output, states = cell.exact(tf.constant(x[step : step + 1], tf.float64), states)
+        near, floats = cell(tf.constant(x[step : step + 1] / exact.GRID, tf.float32), floats)
+        np.testing.assert_array_equal(output[0], hidden)
+        np.testing.assert_array_equal(states[1][0], state)
+        np.testing.assert_allclose(output / exact.GRID, near, atol=0.01)
+
+
+def test_octave_layers_stay_near_their_float_form():
+    rng = np.random.default_rng(0)
+    for layer in (
+        GoConv2D(8, 5, 2, activation="leaky_relu"),
+        GoConv2DTranspose(8, 5, 2, activation="leaky_relu"),
+        GoConv2DTranspose(6, 3, activation="igdn"),
+    ):
+        x = OctaveTensor(*(tf.constant(rng.normal(0, 3, (1, n, n, 4)), tf.float32) for n in (12, 6)))
+        expected = layer(x)
+        for part in layer.submodules:
+            if hasattr(part, "quantize"):
+                part.quantized = part.quantize()
+        result = layer.exact(OctaveTensor(*map(exact.to_grid, x)))
+        for a, b in zip(result, expected):
+            np.testing.assert_allclose(exact.from_grid(a), b, atol=0.05)
+
+
+def test_sums_that_could_lose_a_bit_are_refused():
+    for kernel in (np.full((5, 5, 20000, 1), 1.0), np.array([[[[np.nan]]]])):
+        with pytest.raises(ValueError, match=r"too large|finite"):
+            exact.quantize_kernel(kernel, None)
+    with pytest.raises(ValueError, match="too large"):
+        exact.quantize_kernel(np.ones((1, 1, 1, 1)), np.array([1e12]))
+    q = exact.quantize_kernel(np.random.default_rng(0).normal(0, 0.1, (5, 5, 64, 64)), np.ones(64))
+    assert exact.sum_bound(q) < exact.SUM_LIMIT
+    worst = np.sign(q.kernel.astype(np.int64))[..., 0] * exact.LIMIT
+    assert abs(int((worst * q.kernel[..., 0].astype(np.int64)).sum())) + abs(int(q.bias[0])) <= exact.sum_bound(q)
+
+
+def test_tables_do_not_depend_on_the_last_bits_of_exp_and_tanh():
+    x = np.arange(-exact.TABLE_REACH, exact.TABLE_REACH + 1) / exact.GRID
+    for values in (1 / (1 + np.exp(-x)), np.tanh(x)):
+        scaled = values * 2.0**exact.GATE_BITS
+        inside = np.abs(x) > 0  # sigmoid(0) and tanh(0) are exact
+        assert np.abs(scaled - np.floor(scaled) - 0.5)[inside].min() > 1e-7  # a last bit is under 1e-11
+
+
+MODELS = ("model", "crpe", "rnn")
+
+
+@pytest.fixture(params=MODELS)
+def any_model(request):
+    return request.getfixturevalue(request.param)
+
+
+def parameters_of(model, data):
+    """{latent: entropy parameters} as a decoder computes them."""
+
+    class Recorder(Decoder):
+        def __call__(self, name, entropy_model, *parameters):
+            seen[name] = [np.asarray(p) for p in parameters]
+            return super().__call__(name, entropy_model, *parameters)
+
+    from goconv_tf.entropy import CODERS
+
+    seen = {}
+    stream = bitstream.unpack(data, 10**6)
+    strings = {n: s for names, layer in zip(model.config.layers, stream.layers) for n, s in zip(names, layer.sections)}
+    size = [-(-n // model.alignment) * model.alignment for n in (stream.height, stream.width)]
+    walker = Recorder(strings, model.latent_shapes(*size), CODERS[stream.coder], len(stream.layers))
+    walker.enter = exact.to_grid
+    model.walk(walker)
+    assert [walker.checksums[names[-1]] for names in model.config.layers] == [layer.checksum for layer in stream.layers]
+    return seen
+
+
+def numpy_conv2d(original):
+    """tf.nn.conv2d whose float64 sums NumPy adds up in another order: channel by channel from the last, tap by tap."""
+
+    def conv2d(x, kernel, strides, padding, **kwargs):
+        if tf.convert_to_tensor(x).dtype != tf.float64:
+            return original(x, kernel, strides, padding, **kwargs)
+        stride = strides if isinstance(strides, int) else strides[0]
+        x, kernel = np.asarray(x), np.asarray(kernel)
+        k = kernel.shape[0]
+        if padding == "SAME":
+            total = [max((-(-n // stride) - 1) * stride + k - n, 0) for n in x.shape[1:3]]
+            x = np.pad(x, [(0, 0), *((t // 2, t - t // 2) for t in total), (0, 0)])
+        size = [(n - k) // stride + 1 for n in x.shape[1:3]]
+        y = np.zeros((x.shape[0], *size, kernel.shape[3]))
+        for c in reversed(range(x.shape[3])):
+            for i in reversed(range(k)):
+                for j in range(k):
+                    y += x[:, i : i + size[0] * stride : stride, j : j + size[1] * stride : stride, c, None] * kernel[i, j, c]
+        return tf.constant(y)
+
+    return conv2d
+
+
+def test_another_order_of_summation_gives_the_same_parameters(any_model, monkeypatch):
+    data = codec.compress(any_model, draw(70, 90), **({"lmbda": 0.03} if any_model.has_lambda else {})).data
+    before = parameters_of(any_model, data)
+    monkeypatch.setattr(tf.nn, "conv2d", numpy_conv2d(tf.nn.conv2d))
+    stages = any_model.__dict__.pop("_stages")
+    monkeypatch.setattr(any_model, "built", False)  # stages run operation by operation
+    after = parameters_of(any_model, data)
+    any_model.__dict__["_stages"] = stages
+    for name, values in before.items():
+        for a, b in zip(values, after[name]):
+            np.testing.assert_array_equal(a, b)
+
+
+def test_a_batch_gives_each_picture_its_parameters(model):
+    """Other shapes are added up in other blocks."""
+    x = np.stack([draw(64, 96), draw(64, 96, 5)])
+
+    class Recorder(RoundingWalker):
+        def __call__(self, name, entropy_model, *parameters):
+            seen.append([np.asarray(p) for p in parameters])
+            return super().__call__(name, entropy_model, *parameters)
+
+    both = []
+    for picture in (x, x[:1]):
+        seen = []
+        latents = model.analysis(tf.constant(x), tf.constant([0.02, 0.02]))
+        walker = Recorder({name: value[: len(picture)] for name, value in latents.items()})
+        walker.enter = exact.to_grid
+        model.walk(walker)
+        both.append(seen)
+    for a, b in zip(*both):
+        for p, q in zip(a, b):
+            np.testing.assert_array_equal(p[:1], q)
+
+
+def test_decodes_with_other_threads_and_kernels(any_model, tmp_path, model_dir, crpe_dir, rnn_dir):
+    """One and two threads, oneDNN on and off: a process of each decodes the same latents (their checksum is in the stream)."""
+    path = tmp_path / "a.gcv"
+    result = codec.compress(any_model, draw(70, 90), reconstruct=True)
+    path.write_bytes(result.data)
+    np.save(tmp_path / "picture.npy", result.reconstruction)
+    code = """
+import sys, numpy as np, tensorflow as tf
+tf.config.threading.set_intra_op_parallelism_threads(int(sys.argv[4]))
+from goconv_tf import codec, zoo
+picture = codec.decompress(zoo.load_pretrained(sys.argv[1]), open(sys.argv[2], "rb").read())
+assert np.abs(picture.astype(int) - np.load(sys.argv[3])).max() <= 1
+"""
+    folder = any_model.info.path
+    for onednn, threads in (("0", "1"), ("1", "2")):
+        env = {**os.environ, "PYTHONPATH": ROOT, "TF_ENABLE_ONEDNN_OPTS": onednn}
+        args = [sys.executable, "-c", code, folder, str(path), str(tmp_path / "picture.npy"), threads]
+        done = subprocess.run(args, env=env, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr[-1500:]
+
+
+def test_costs_next_to_no_bits(any_model):
+    picture = draw(192, 256)
+    sizes = [len(codec.compress(any_model, picture, exact=e).data) for e in (True, False)]
+    assert sizes[0] < 1.005 * sizes[1]
+
+
+def test_float_path_is_marked_and_would_notice_a_weight_of_another_machine(model, model_dir):
+    """A float weight moved by a thousandth breaks a stream without integers, and leaves one with them as it was."""
+    picture = draw(96, 128)
+    exactly, floating = (codec.compress(model, picture, lmbda=0.05, exact=e) for e in (True, False))
+    assert [bitstream.unpack(r.data, 10**6).exact for r in (exactly, floating)] == [True, False]
+    codec.decompress(model, floating.data)
+    other = zoo.load_pretrained(model_dir, fold=False)
+    bias = other.h_s[-1].low.bias_parameter
+    bias.assign(1.001 * bias)
+    with pytest.raises(BitstreamError):
+        codec.decompress(other, floating.data)
+    np.testing.assert_array_equal(codec.decompress(other, exactly.data), codec.decompress(model, exactly.data))
+
+
+def test_models_without_integers(model_dir, tmp_path):
+    """Of an earlier version: they code in floating point only, and say so."""
+    old = zoo.load_pretrained(model_dir)
+    for layer in old.exact_layers().values():
+        del layer.quantized
+    with pytest.raises(CheckpointError, match="--noexact"):
+        codec.compress(old, draw(20, 20))
+    data = codec.compress(old, draw(20, 20), exact=False).data
+    codec.decompress(old, data)
+    with pytest.raises(CheckpointError, match="no integer form"):
+        codec.decompress(old, codec.compress(zoo.load_pretrained(model_dir), draw(20, 20)).data)
+
+
+def test_hostile_integers_are_refused(model_dir):
+    loaded = zoo.load_pretrained(model_dir, fold=False)
+    layer = loaded.exact_layers()["f_pe/0"]
+    good = layer.quantized
+    for bad in (
+        good._replace(kernel=good.kernel[..., :-1]),
+        good._replace(kernel=np.full(good.kernel.shape, 2**40, np.int64)),
+        good._replace(shift=np.array(-3, np.int32)),
+        good._replace(bias=np.full(good.bias.shape, 2**60)),
+    ):
+        layer.quantized = bad
+        with pytest.raises(CheckpointError, match="integers"):
+            zoo.check_integers("x", layer)
