@@ -81,16 +81,19 @@ def quantize_kernel(kernel, bias, limit: int = LIMIT) -> Quantized:
     shift = min(KERNEL_BITS - 1 - math.floor(math.log2(largest)), 30)
     integers = np.clip(np.floor(kernel * 2.0**shift + 0.5), -(2**KERNEL_BITS) + 1, 2**KERNEL_BITS - 1)
     offsets = np.floor(bias * 2.0 ** (GRID_BITS + shift) + 0.5)
+    if np.abs(offsets).max(initial=0.0) >= SUM_LIMIT:
+        raise ValueError("weights are too large for exact sums")
     quantized = Quantized(integers.astype(np.int16), offsets.astype(np.int64), np.array(shift, np.int32))
     if sum_bound(quantized, limit) >= SUM_LIMIT:
         raise ValueError("weights are too large for exact sums")
     return quantized
 
 
-def sum_bound(quantized: Quantized, limit: int = LIMIT) -> int:
+def sum_bound(quantized: Quantized, limit: int = LIMIT) -> float:
     """What no partial sum can exceed, from the integers themselves: sum of |kernel| * limit + |bias|, for the worst output."""
-    kernel = np.abs(quantized.kernel.astype(np.int64)).reshape(-1, quantized.kernel.shape[-1])
-    return int((kernel.sum(axis=0) * limit + np.abs(quantized.bias)).max())
+    # In float64, so that hostile integers cannot wrap around; 2^53 is compared with a margin of the sum's own rounding.
+    kernel, bias = (np.abs(np.asarray(part, np.float64)) for part in (quantized.kernel, quantized.bias))
+    return float((kernel.reshape(-1, kernel.shape[-1]).sum(axis=0) * limit + bias).max() * (1 + 1e-9))
 
 
 def rescale(total, shift):
