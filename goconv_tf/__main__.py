@@ -92,7 +92,10 @@ def make_parser():
     add_size_limit(p)
     p.add_argument("--layers", type=int, help="Decode only the first so many layers of a scalable stream.")
     add_allow_truncated(p)
-    p.set_defaults(run=lambda a: commands.decompress(a.input, a.model, a.output_dir, int(a.max_megapixels * 1e6), a.layers, a.allow_truncated))
+    p.add_argument("--force", action="store_true", help="Write a picture even where checksums are wrong; say what is.")
+    p.set_defaults(
+        run=lambda a: commands.decompress(a.input, a.model, a.output_dir, int(a.max_megapixels * 1e6), a.layers, a.allow_truncated, a.force)
+    )
 
     p = sub.add_parser(
         "truncate", help="Cut a scalable stream to its first layers.", description="Cuts a scalable stream to its first layers, without decoding it."

@@ -24,7 +24,7 @@ Numbers of fixed size are little-endian.
 import binascii
 import dataclasses
 import struct
-from typing import List, NamedTuple
+from typing import List, NamedTuple, Optional
 
 from goconv_tf.errors import BitstreamError
 
@@ -145,13 +145,20 @@ class _Reader:
         raise BitstreamError("the file is damaged: a number in it is too long")
 
 
-def unpack(data: bytes, max_pixels: int, allow_truncated: bool = False) -> Stream:
+def _report(problem, problems):
+    if problems is None:
+        raise BitstreamError(problem)
+    problems.append(problem)
+
+
+def unpack(data: bytes, max_pixels: int, allow_truncated: bool = False, problems: Optional[List[str]] = None) -> Stream:
     """The stream in a file's bytes.
 
     Args:
       max_pixels: the largest picture that is accepted.
       allow_truncated: of a file that is cut short or damaged, give the layers before that; `missing`
         of the stream counts the others.
+      problems: if given, wrong checksums and what follows the end are added to it instead of raised.
 
     Raises:
       BitstreamError: if it is not a stream of ours or of another version, is cut short, damaged,
@@ -181,13 +188,14 @@ def unpack(data: bytes, max_pixels: int, allow_truncated: bool = False) -> Strea
                 section = reader.take(length)
                 crc = binascii.crc_hqx(section, crc)
                 if crc != stored:
+                    crc = stored  # so that every damaged section is named, and no sound one
                     place = f"section {len(layer.sections) + 1} of {section_count}" + (f" in layer {number + 1}" if layer_count > 1 else "")
-                    raise BitstreamError(f"the file is damaged: the checksum of {place} is wrong")
+                    _report(f"the file is damaged: the checksum of {place} is wrong", problems)
                 layer.sections.append(section)
                 checked = reader.position
             layers.append(layer)
         if reader.position != len(data):
-            raise BitstreamError(f"the file is damaged: {len(data) - reader.position} bytes follow its end")
+            _report(f"the file is damaged: {len(data) - reader.position} bytes follow its end", problems)
     except BitstreamError as error:
         partial = 0 < len(layers) < layer_count
         if not partial:

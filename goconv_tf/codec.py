@@ -269,8 +269,8 @@ def decompress(model, data, max_pixels: int = MAX_PIXELS, layers=None, allow_tru
     return decode(model, bitstream.unpack(data, max_pixels, allow_truncated), layers)
 
 
-def decode(model, stream, layers=None):
-    """The picture in a `bitstream.Stream`; as `decompress`."""
+def decode(model, stream, layers=None, problems=None):
+    """The picture in a `bitstream.Stream`; as `decompress`. problems: a list for what is wrong with it, which is then decoded all the same."""
     check_model(stream, model.info)
     names = model.config.layers
     if len(stream.layers) + stream.missing > len(names) or any(len(s.sections) != len(n) for s, n in zip(stream.layers, names)):
@@ -290,5 +290,6 @@ def decode(model, stream, layers=None):
         bitstream.dequantize_lmbda(stream.lmbda_code),
         stream.coder,
         stream.exact,
+        problems,
     )
     return picture[: stream.height, : stream.width]

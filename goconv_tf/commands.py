@@ -156,23 +156,25 @@ def picture_hash(picture) -> str:
     return hashlib.sha256(picture.tobytes()).hexdigest()[:16]
 
 
-def decompress(inputs, model=None, output_dir=None, max_pixels=codec.MAX_PIXELS, layers=None, allow_truncated=False):
+def decompress(inputs, model=None, output_dir=None, max_pixels=codec.MAX_PIXELS, layers=None, allow_truncated=False, force=False):
     """The decompress command; returns the exit status."""
     pairs = plan(inputs, output_dir, (STREAM_EXTENSION,), PICTURE_EXTENSION)
     loaded = {}
 
     def action(source, target):
         # Everything that can be wrong without the network is found before it is loaded.
-        stream = bitstream.unpack(read_stream_file(source), max_pixels, allow_truncated)
+        problems = [] if force else None
+        stream = bitstream.unpack(read_stream_file(source), max_pixels, allow_truncated, problems)
         info = zoo.find_model(model) if model else codec.find_stream_model(stream)
         codec.check_model(stream, info)
         if info.path not in loaded:
             loaded[info.path] = zoo.load_pretrained(info.path)
-        picture = codec.decode(loaded[info.path], stream, layers)
+        picture = codec.decode(loaded[info.path], stream, layers, problems)
         write_picture(target, picture)
         count = len(stream.layers) + stream.missing
         shown = f", {layers or len(stream.layers)} of {count} layers" if count > 1 else ""
         shown += f" (the last {stream.missing} are missing or damaged)" if stream.missing else ""
+        shown += f" (written by --force: {'; '.join(problems)})" if problems else ""
         return f"{picture.shape[1]} x {picture.shape[0]}{shown}, pixels {picture_hash(picture)}"
 
     return 1 if for_each(pairs, action, output_dir) else 0

@@ -10,19 +10,30 @@ def atomic_write(path: str, data: bytes) -> None:
 
     A symbolic link keeps pointing where it does. OSError if path is a device, a pipe or a folder.
     """
+    with staged(path, data) as temporary:
+        os.replace(temporary, os.path.realpath(path))
+
+
+@contextlib.contextmanager
+def staged(path: str, data: bytes):
+    """The name of a file beside path that holds data, to be renamed to it; removed if it was not."""
     path = os.path.realpath(path)
     if os.path.exists(path) and not os.path.isfile(path):
         raise OSError(f"{path}: is not a regular file")
     folder = os.path.dirname(os.path.abspath(path))
     handle, temporary = tempfile.mkstemp(prefix=f".{os.path.basename(path)}.", dir=folder)
     try:
-        with os.fdopen(handle, "wb") as f:
-            f.write(data)
+        try:
+            with os.fdopen(handle, "wb") as f:
+                f.write(data)
+                f.flush()
+                os.fsync(f.fileno())
+        except OSError as error:
+            raise OSError(f"{path}: cannot be written: {error.strerror or error}") from error
         umask = os.umask(0)
         os.umask(umask)
         os.chmod(temporary, 0o666 & ~umask)
-        os.replace(temporary, path)
-    except BaseException:
+        yield temporary
+    finally:
         with contextlib.suppress(OSError):
             os.unlink(temporary)
-        raise

@@ -325,6 +325,19 @@ def data_errors():
 
 
 @contextlib.contextmanager
+def save_errors(backup_dir):
+    """Turns what TensorFlow makes of a full or unwritable disk into a GoConvError; the last whole save stays."""
+    try:
+        yield
+    except tf.errors.OpError as error:
+        if backup_dir not in str(error) and "SaveV2" not in str(error):
+            raise
+        raise GoConvError(
+            f"the save in {backup_dir} failed ({str(error).splitlines()[0]}); the last whole one is of step {saved_step(backup_dir)}"
+        ) from error
+
+
+@contextlib.contextmanager
 def stopped_by_signals(stop):
     """Inside, SIGTERM and Ctrl-C call stop, so that a run ends with a save."""
     if threading.current_thread() is not threading.main_thread():
@@ -406,7 +419,7 @@ def train(options: Options):
     writer = tf.summary.create_file_writer(os.path.join(folder, "tensorboard")) if options.tensorboard else None
     validator = Validator(model, val_paths, options.val_lambdas or lambdas) if val_paths else None
     progress = Progress(options, os.path.join(folder, "log.jsonl"), writer)
-    with stopped_by_signals(progress.stop), data_errors():
+    with stopped_by_signals(progress.stop), data_errors(), save_errors(backup_dir):
         model.fit(
             source.dataset(start),
             epochs=2**31,  # Progress ends the run; an "epoch" is the time between two saves

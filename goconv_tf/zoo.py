@@ -13,10 +13,11 @@ import zlib
 from typing import Any, Dict, List, NamedTuple
 
 from goconv_tf.errors import CheckpointError, UsageError
-from goconv_tf.files import atomic_write
+from goconv_tf.files import staged
 from goconv_tf.presets import make_config
 
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
+PREVIOUS_FILE = "previous.safetensors"  # there only while a folder is written
 FORMAT = 1
 
 
@@ -144,9 +145,43 @@ def save_pretrained(model, path: str, name: str, card=None, dtype: str = "float3
         "card": card or {},
     }
     os.makedirs(path, exist_ok=True)
-    atomic_write(os.path.join(path, WEIGHTS_FILE), data)
-    atomic_write(os.path.join(path, CONFIG_FILE), (json.dumps(contents, indent=1) + "\n").encode())
+    _replace(path, data, (json.dumps(contents, indent=1) + "\n").encode())
     return read_info(path)
+
+
+def _replace(path, weights, config):
+    """Writes both files of a folder so that at any moment it holds either the old model or the new one."""
+    weights_path, config_path, previous = (os.path.join(path, name) for name in (WEIGHTS_FILE, CONFIG_FILE, PREVIOUS_FILE))
+    with staged(weights_path, weights) as new_weights, staged(config_path, config) as new_config:
+        # Between the two renames the old config.json finds the old weights under another name.
+        if os.path.exists(weights_path) and os.path.exists(config_path):
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(previous)
+            os.link(weights_path, previous)
+        os.replace(new_weights, weights_path)
+        os.replace(new_config, config_path)
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(previous)
+
+
+def _read_weights(info: ModelInfo) -> bytes:
+    """The bytes of a folder's weights; CheckpointError if they are not those that its config.json names."""
+    path = os.path.join(info.path, WEIGHTS_FILE)
+    try:
+        with open(path, "rb") as f:
+            data = f.read()
+        if hashlib.sha256(data).hexdigest() == info.sha256:
+            return data
+        with open(os.path.join(info.path, PREVIOUS_FILE), "rb") as f:
+            data = f.read()
+        if hashlib.sha256(data).hexdigest() == info.sha256:
+            return data
+    except FileNotFoundError:
+        if not os.path.exists(path):
+            raise CheckpointError(f"{path} cannot be read: no such file") from None
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error}") from error
+    raise CheckpointError(f"{path} is damaged: its SHA-256 is not the one in {CONFIG_FILE}")
 
 
 def load_pretrained(name_or_path: str, fold: bool = True):
@@ -172,12 +207,8 @@ def load_pretrained(name_or_path: str, fold: bool = True):
     info = find_model(name_or_path)
     weights_path = os.path.join(info.path, WEIGHTS_FILE)
     try:
-        with open(weights_path, "rb") as f:
-            data = f.read()
-        if hashlib.sha256(data).hexdigest() != info.sha256:
-            raise CheckpointError(f"{weights_path} is damaged: its SHA-256 is not the one in {CONFIG_FILE}")
-        arrays = load(data)
-    except (OSError, SafetensorError) as error:
+        arrays = load(_read_weights(info))
+    except SafetensorError as error:
         raise CheckpointError(f"{weights_path} cannot be read: {error}") from error
     model = new_model(info.config)
     weights = named_weights(model)

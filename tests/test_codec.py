@@ -203,6 +203,28 @@ def test_500_damaged_copies(model, model_dir, tmp_path, capsys, monkeypatch):
     assert os.listdir(target) == ["000.png"]
 
 
+def test_force_writes_a_damaged_picture_and_names_the_damage(model, model_dir, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(zoo, "load_pretrained", lambda path: model)
+    data = codec.compress(model, draw(96, 112), lmbda=0.05).data
+    flipped = bytearray(data)
+    flipped[-40] ^= 8
+    wrong = resealed(data, lambda s: setattr(s, "layers", [s.layers[0]._replace(checksum=7)]))
+    for name, copy, words in (
+        ("flip", bytes(flipped), ["checksum of section 4 of 4 is wrong", "entropy parameters differ"]),
+        ("latents", wrong, ["entropy parameters differ between encoder and decoder"]),
+        ("tail", data + b"xyz", ["3 bytes follow"]),
+        ("whole", data, []),
+    ):
+        source, target = tmp_path / f"{name}.gcv", tmp_path / f"{name}.png"
+        source.write_bytes(copy)
+        assert commands.decompress([str(source), str(target)], model_dir) == (1 if words else 0)
+        assert target.exists() != bool(words)
+        assert commands.decompress([str(source), str(target)], model_dir, force=True) == 0
+        line = capsys.readouterr().out.splitlines()[-1]
+        assert Image.open(target).size == (112, 96) and all(word in line for word in words) and ("--force" in line) == bool(words)
+    np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "latents.png")), np.asarray(Image.open(tmp_path / "whole.png")))
+
+
 def test_a_lack_of_memory_is_said_beforehand(model, monkeypatch):
     data = codec.compress(model, draw(40, 40), lmbda=0.02).data
     monkeypatch.setattr(codec, "available_memory", lambda: 1e4)

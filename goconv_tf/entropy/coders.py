@@ -20,6 +20,7 @@ from goconv_tf.errors import BitstreamError
 class _Coder:
     """`encode(symbols, indexes, table) -> bytes` and its inverse `decode(bytes, indexes, table) -> symbols`.
 
+    `decode` raises BitstreamError where it notices that the bytes are not an encoder's; with strict=False it gives what it has.
     symbols: int32 [n]. indexes: int32 [n], the table's row for each. table: CodingTable.
     """
 
@@ -41,14 +42,16 @@ class _Coder:
             table,
         )
 
-    def decode(self, string, indexes, table):
+    def decode(self, string, indexes, table, strict=True):
         decode, close = self._open(string, table)
         values = decode(indexes).astype(np.int64)
         escape = table.escape[indexes]
         outside = np.flatnonzero(values == escape)
         digits = decode(np.full(len(outside), len(table.rows) - 2))
         bits = decode(np.full(len(outside) + int(digits.sum()), len(table.rows) - 1)).tolist()
-        close()
+        ended = close()
+        if strict and not ended:
+            raise BitstreamError("the entropy coded data does not end where it should")
         start = len(outside)
         for k, n, below in zip(outside, digits.tolist(), bits[:start]):
             excess = (1 << n) + sum(bit << shift for shift, bit in enumerate(bits[start : start + n]))
@@ -76,8 +79,7 @@ class TfcCoder(_Coder):
             return values.numpy()
 
         def close():
-            if not gen_ops.entropy_decode_finalize(handle):
-                raise BitstreamError("the entropy coded data does not end where it should")
+            return bool(gen_ops.entropy_decode_finalize(handle))
 
         return decode, close
 
@@ -149,6 +151,7 @@ class RangeCoderCoder(_Coder):
         def close():
             decoder.close()
             folder.cleanup()
+            return True
 
         return decode, close
 

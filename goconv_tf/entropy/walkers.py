@@ -99,12 +99,13 @@ class Encoder(_Walker):
 class Decoder(_Walker):
     """Decoding, batch 1: from {name: bytes} and {name: (h, w, c)}; `checksums` as an Encoder's."""
 
-    def __init__(self, strings, shapes, coder, layers=None):
+    def __init__(self, strings, shapes, coder, layers=None, strict=True):
         super().__init__({})  # there are no latents to look at
         self.strings = strings
         self.shapes = shapes
         self.coder = coder
         self.layers = layers
+        self.strict = strict
         self.checksums = {}
 
     def size(self, name):
@@ -114,6 +115,6 @@ class Decoder(_Walker):
         shape = (1, *self.shapes[name])
         offset = model.offset(*parameters)
         indexes = tf.reshape(model.indexes(shape, *parameters), [-1]).numpy()
-        flat = self.coder.decode(self.strings[name], indexes, model.table)
+        flat = self.coder.decode(self.strings[name], indexes, model.table, self.strict)
         self.checksums[name] = _checksum(flat, self.checksums)
         return tf.cast(tf.reshape(tf.constant(flat, tf.int32), shape), tf.float32) + offset

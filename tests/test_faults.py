@@ -1,0 +1,150 @@
+"""Full disks, kills, and paths that are not what they should be: nothing lost, nothing half-written."""
+
+import contextlib
+import os
+import pathlib
+import resource
+import shutil
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from conftest import ROOT, draw
+from PIL import Image
+
+from goconv_tf import codec, commands, zoo
+from goconv_tf.errors import CheckpointError, GoConvError
+from goconv_tf.files import atomic_write
+
+
+@contextlib.contextmanager
+def full_disk(room):
+    """Inside, no file can grow beyond `room` bytes."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_full_disk_leaves_the_old_file(tmp_path):
+    path = tmp_path / "a"
+    path.write_bytes(b"old")
+    with full_disk(1000), pytest.raises(OSError, match="cannot be written: File too large"):
+        atomic_write(str(path), bytes(5000))
+    assert path.read_bytes() == b"old" and os.listdir(tmp_path) == ["a"]
+
+
+def test_a_full_disk_while_coding(model, model_dir, photo, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(zoo, "load_pretrained", lambda path: model)
+    stream, picture = tmp_path / "a.gcv", tmp_path / "a.png"
+    with full_disk(100):
+        assert commands.compress([photo, str(stream)], model_dir) == 1
+    stream.write_bytes(codec.compress(model, draw(150, 203), lmbda=0.02).data)
+    with full_disk(1000):
+        assert commands.decompress([str(stream), str(picture)], model_dir) == 1
+    errors = capsys.readouterr().err.splitlines()
+    assert len(errors) == 2 and all("cannot be written: File too large" in line for line in errors)
+    assert os.listdir(tmp_path) == ["a.gcv"]
+
+
+def test_a_full_disk_while_a_model_is_saved(model_dir, tmp_path):
+    folder = str(tmp_path / "m")
+    shutil.copytree(model_dir, folder)
+    before = {name: pathlib.Path(folder, name).read_bytes() for name in os.listdir(folder)}
+    loaded = zoo.load_pretrained(folder, fold=False)
+    loaded.g_s[0].high.bias_parameter.assign_add([0.1] * 4)
+    with full_disk(5000), pytest.raises(OSError, match="cannot be written"):
+        zoo.save_pretrained(loaded, folder, "tiny-test")
+    assert {name: pathlib.Path(folder, name).read_bytes() for name in os.listdir(folder)} == before
+
+
+def test_killed_between_the_two_files_of_a_model(model, model_dir, tmp_path, monkeypatch):
+    """config.json is the old one, the weights are the new ones: the old model is found."""
+    folder = str(tmp_path / "m")
+    shutil.copytree(model_dir, folder)
+    loaded = zoo.load_pretrained(folder, fold=False)
+    loaded.g_s[0].high.bias_parameter.assign_add([0.1] * 4)
+    original, calls = os.replace, []
+
+    def replace(a, b):
+        if len(calls) == 1:
+            raise KeyboardInterrupt
+        calls.append(b)
+        original(a, b)
+
+    monkeypatch.setattr(os, "replace", replace)
+    with pytest.raises(KeyboardInterrupt):
+        zoo.save_pretrained(loaded, folder, "tiny-test")
+    monkeypatch.undo()
+    found = zoo.load_pretrained(folder)
+    assert found.info.fingerprint == model.info.fingerprint
+    data = codec.compress(model, draw(40, 40), lmbda=0.02).data
+    np.testing.assert_array_equal(codec.decompress(found, data), codec.decompress(model, data))
+    saved = zoo.save_pretrained(loaded, folder, "tiny-test")
+    assert saved.fingerprint != model.info.fingerprint and sorted(os.listdir(folder)) == ["config.json", "model.safetensors"]
+    os.remove(os.path.join(folder, zoo.WEIGHTS_FILE))
+    with pytest.raises(CheckpointError, match="no such file"):
+        zoo.load_pretrained(folder)
+
+
+def test_killed_while_writing(tmp_path):
+    """kill -9 at any moment of a thousand replacements: the file is whole, of one of them."""
+    path = tmp_path / "a"
+    code = "import sys\nfrom goconv_tf.files import atomic_write\nprint('go', flush=True)\nk = 0\n"
+    code += "while True:\n    k += 1\n    atomic_write(sys.argv[1], bytes([k % 251]) * 300_000)\n"
+    for pause in (0.01, 0.05, 0.1, 0.2):
+        process = subprocess.Popen([sys.executable, "-c", code, str(path)], env={**os.environ, "PYTHONPATH": ROOT}, stdout=subprocess.PIPE)
+        process.stdout.readline()
+        time.sleep(pause)
+        process.kill()
+        process.wait()
+        if path.exists():
+            data = path.read_bytes()
+            assert len(data) == 300_000 and len(set(data)) == 1
+    assert path.exists()
+
+
+def test_paths_that_are_not_what_they_should_be(model, model_dir, photo, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(zoo, "load_pretrained", lambda path: model)
+    (tmp_path / "folder.gcv").mkdir()
+    (tmp_path / "file").write_text("x")
+    for action in (
+        lambda: commands.compress([photo, str(tmp_path / "folder.gcv")], model_dir),
+        lambda: commands.compress([photo, str(tmp_path / "file" / "a.gcv")], model_dir),
+        lambda: commands.decompress([str(tmp_path / "folder.gcv"), str(tmp_path / "a.png")], model_dir, None),
+        lambda: commands.compress([photo, "/proc/a.gcv"], model_dir),
+    ):
+        try:
+            assert action() == 1
+            assert len(capsys.readouterr().err.splitlines()) == 1
+        except GoConvError as error:
+            assert "\n" not in str(error)
+    assert sorted(os.listdir(tmp_path)) == ["file", "folder.gcv"]
+    with pytest.raises(OSError):
+        commands.compress([photo], model_dir, output_dir=str(tmp_path / "file"))
+
+
+def test_an_unreadable_training_save_is_said(tmp_path):
+    """A disk that is full when a run saves: one line, and the last whole save stays."""
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for k in range(2):
+        Image.fromarray(draw(70, 80, k)).save(folder / f"{k}.png")
+    code = """
+import resource, sys
+from goconv_tf import train
+resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, resource.RLIM_INFINITY))
+from absl import app
+app.run(train.main)
+"""
+    args = ["--preset=tiny", f"--train_glob={folder}", "--patchsize=64", "--batchsize=1", "--last_step=2", "--save_steps=1", "--notensorboard"]
+    args.append(f"--checkpoint_dir={tmp_path / 'run'}")
+    env = {**os.environ, "PYTHONPATH": ROOT}
+    done = subprocess.run([sys.executable, "-c", code, *args], env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 1, done.stderr[-2000:]
+    lines = [line for line in done.stderr.splitlines() if line.startswith("goconv_tf.train:")]
+    assert len(lines) == 1 and "failed" in lines[0] and "Traceback" not in done.stderr
