@@ -26,7 +26,8 @@ class ModelInfo(NamedTuple):
 
     name: in the zoo, and in messages. path: the folder. model: "variable_rate", ...
     config: its settings, a frozen dataclass. fingerprint: 8 hexadecimal digits that every
-    stream carries. card: free-form facts (training, results). sha256: of the weights file.
+    stream carries. card: free-form facts (training, results). sha256: of the weights file. integers: hash of
+    the integers that entropy parameters are computed with; empty in folders of earlier versions.
     """
 
     name: str
@@ -36,6 +37,7 @@ class ModelInfo(NamedTuple):
     fingerprint: str
     card: Dict[str, Any]
     sha256: str
+    integers: str = ""
 
     @property
     def model_id(self) -> int:
@@ -63,7 +65,9 @@ def read_info(path: str) -> ModelInfo:
         if data["format"] != FORMAT:
             raise CheckpointError(f"{config_path}: format {data['format']} is not supported by this version (it reads {FORMAT})")
         config = make_config(data["model"], data["config"])
-        return ModelInfo(data["name"], path, data["model"], config, data["fingerprint"], data.get("card", {}), data["sha256"])
+        return ModelInfo(
+            data["name"], path, data["model"], config, data["fingerprint"], data.get("card", {}), data["sha256"], data.get("integers", "")
+        )
     except FileNotFoundError:
         raise CheckpointError(f"{path} is not a model folder: it has no {CONFIG_FILE}") from None
     except (OSError, ValueError, KeyError, TypeError, UsageError) as error:
@@ -122,16 +126,22 @@ def save_pretrained(model, path: str, name: str, card=None, dtype: str = "float3
 
     if any(m.table is None for m in model.entropy_models().values()):
         model.build_tables()
-    arrays = {key: np.ascontiguousarray(v.numpy().astype(dtype)) for key, v in named_weights(model).items()}
+    weights = named_weights(model)
+    exactly = {key: v.numpy() for key, v in weights.items()}
+    arrays = {key: np.ascontiguousarray(value.astype(dtype)) for key, value in exactly.items()}
     for key, entropy_model in model.entropy_models().items():
         arrays[f"tables/{key}/cdf"] = entropy_model.table.cdf
         arrays[f"tables/{key}/offset"] = entropy_model.table.offset
     try:
+        # The integers are those of the weights as they will be read.
+        for key, variable in weights.items():
+            variable.assign(arrays[key].astype(exactly[key].dtype))
         model.build_exact()
     except ValueError as error:
         raise CheckpointError(f"{name} has no integer form: {error}") from error
-    for key, layer in model.exact_layers().items():
-        arrays.update({f"exact/{key}/{part}": np.asarray(value, order="C") for part, value in layer.quantized._asdict().items()})
+    finally:
+        for key, variable in weights.items():
+            variable.assign(exactly[key])
     data = save(arrays)
     sha256 = hashlib.sha256(data).hexdigest()
     fields = dataclasses.asdict(model.config)
@@ -142,6 +152,7 @@ def save_pretrained(model, path: str, name: str, card=None, dtype: str = "float3
         "config": fields,
         "fingerprint": _fingerprint(name, json.loads(json.dumps(fields)), sha256),
         "sha256": sha256,
+        "integers": integers_hash(model),
         "card": card or {},
     }
     os.makedirs(path, exist_ok=True)
@@ -201,7 +212,6 @@ def load_pretrained(name_or_path: str, fold: bool = True):
     from safetensors.numpy import load
 
     from goconv_tf.entropy import CodingTable
-    from goconv_tf.layers.exact import Quantized
     from goconv_tf.models import named_weights
 
     info = find_model(name_or_path)
@@ -214,8 +224,6 @@ def load_pretrained(name_or_path: str, fold: bool = True):
     weights = named_weights(model)
     entropy_models = model.entropy_models()
     wanted = {*weights, *(f"tables/{key}/{part}" for key in entropy_models for part in ("cdf", "offset"))}
-    exact_layers = model.exact_layers() if any(key.startswith("exact/") for key in arrays) else {}
-    wanted |= {f"exact/{key}/{part}" for key in exact_layers for part in Quantized._fields}
     if wanted != set(arrays):
         odd = sorted(wanted ^ set(arrays))
         raise CheckpointError(f"{weights_path} does not fit {info.model}: {len(odd)} arrays too many or missing, such as {odd[0]}")
@@ -225,25 +233,27 @@ def load_pretrained(name_or_path: str, fold: bool = True):
         variable.assign(arrays[key].astype(variable.dtype.as_numpy_dtype))
     for key, entropy_model in entropy_models.items():
         entropy_model.table = CodingTable(arrays[f"tables/{key}/cdf"], arrays[f"tables/{key}/offset"])
-    for key, layer in exact_layers.items():
-        layer.quantized = Quantized(*(arrays[f"exact/{key}/{part}"] for part in Quantized._fields))
-        check_integers(f"{weights_path}: {key}", layer)
+    if info.integers:
+        try:
+            model.build_exact()
+        except ValueError as error:
+            raise CheckpointError(f"{weights_path}: {error}") from error
+        if integers_hash(model) != info.integers:
+            raise CheckpointError(f"{weights_path} gives other integers on this machine than on the one that wrote it; code with --noexact")
     model.info = info
     if fold:
         model.fold()
     return model
 
 
-def check_integers(name, layer):
-    """CheckpointError unless a layer's integers have the shapes of its weights and cannot leave what float64 holds exactly."""
-    from goconv_tf.layers import GDN, exact
-
-    fresh = layer.quantize()
-    if any(a.shape != b.shape for a, b in zip(layer.quantized, fresh)):
-        raise CheckpointError(f"{name}: integers of other shapes than the weights")
-    limit = exact.NORM_LIMIT**2 if isinstance(layer, GDN) else exact.LIMIT
-    if exact.sum_bound(layer.quantized, limit) >= exact.SUM_LIMIT or not 0 <= int(layer.quantized.shift) <= 40:
-        raise CheckpointError(f"{name}: integers too large for exact sums")
+def integers_hash(model) -> str:
+    """16 hexadecimal digits of all integers that a model computes entropy parameters with."""
+    digest = hashlib.sha256()
+    for key, layer in sorted(model.exact_layers().items()):
+        digest.update(key.encode())
+        for part in layer.quantized:
+            digest.update(part.astype("<i8").tobytes())
+    return digest.hexdigest()[:16]
 
 
 def new_model(config):

@@ -1,6 +1,7 @@
 """The convolution and the normalisation that every other layer here is made of."""
 
 import functools
+import math
 
 import numpy as np
 import tensorflow as tf
@@ -51,6 +52,10 @@ class RDFTKernel(tfc.Parameter):
     def _transform(self, kernel):
         flat = tf.reshape(kernel, (self._matrix.shape[0], -1))
         return tf.matmul(tf.constant(self._matrix.T, flat.dtype), flat)
+
+    def to_float64(self):
+        """The kernel in float64, near enough to be rounded to the same integers everywhere."""
+        return (self._matrix @ self.rdft.numpy().astype(np.float64)).reshape(self._shape)
 
     def set_value(self, kernel):
         """Makes it the kernel [height, width, in, out]."""
@@ -155,7 +160,9 @@ class SignalConv2D(_OwnVariables, tfc.SignalConv2D):
 
     def quantize(self):
         """The present weights as integers, for `exact`."""
-        return exact.quantize_kernel(self.kernel.numpy(), self.bias.numpy() if self.use_bias else None)
+        parameter = self.kernel_parameter
+        kernel = parameter.to_float64() if isinstance(parameter, RDFTKernel) else parameter.numpy()
+        return exact.quantize_kernel(kernel, self.bias_parameter.numpy() if self.use_bias else None)
 
     def exact(self, inputs):
         """The same on the grid (see `goconv_tf.layers.exact`), with the integers in `quantized`."""
@@ -203,7 +210,12 @@ class GDN(_OwnVariables, tf.keras.layers.Layer):
 
     def quantize(self):
         """The present parameters as integers, for `exact`."""
-        return exact.quantize_norm(self.beta().numpy(), self.gamma().numpy())
+
+        def value(parameter):
+            bound = math.sqrt(parameter.minimum + parameter.offset**2)
+            return np.square(np.maximum(parameter.variable.numpy().astype(np.float64), bound)) - parameter.offset**2
+
+        return exact.quantize_norm(value(self.beta), value(self.gamma))
 
     def exact(self, inputs):
         """The same on the grid, with the integers in `quantized`; inputs [batch, h, w, channels]."""
