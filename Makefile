@@ -1,6 +1,7 @@
 # make demo   compress a photograph, decompress it, show both
 # make test   lint and the whole test suite
 # make results IMAGES=folder   curves, BD-rates, tables, plots and a page to look at into results/
+# make fuzz   coverage-guided fuzzing of streams for FUZZ_SECONDS (60), finds into fuzz/
 # make lint   ruff and mypy only
 # make format let ruff rewrite the code
 
@@ -10,7 +11,7 @@ PYTHON ?= $(shell for p in python3.11 python3.10 python3.9 python3 python; do \
 BIN := .venv/bin
 export TF_CPP_MIN_LOG_LEVEL := 3
 
-.PHONY: setup demo test results lint format clean
+.PHONY: setup demo test results fuzz lint format clean
 setup: .venv/done
 
 .venv/done: requirements.txt setup.py
@@ -35,6 +36,10 @@ test: lint
 results: setup
 	@test -n "$(IMAGES)" || { echo "make results IMAGES=folder: which pictures? (Kodak, for the papers' tables)"; exit 2; }
 	$(BIN)/python experiments/tables/all.py "$(IMAGES)" --output $(or $(OUTPUT),results)
+
+fuzz: setup
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check atheris==2.3.0
+	$(BIN)/python tests/fuzz.py $(or $(FUZZ_SECONDS),60)
 
 format: setup
 	$(BIN)/ruff check --fix .

@@ -37,6 +37,7 @@ def main():
     parser.add_argument("--model", action="append", help="Zoo names; may be repeated (default: all).")
     parser.add_argument("--output", default="results", help="Folder for all of it (default: %(default)s).")
     parser.add_argument("--shown", type=int, default=2, help="How many pictures the page shows (default: %(default)s).")
+    parser.add_argument("--targets", nargs="+", default=[], help="Only these of the variable-rate paper's target rates.")
     args = parser.parse_args()
     models = [zoo.find_model(name) for name in args.model] if args.model else zoo.list_models()
     if not models:
@@ -52,7 +53,7 @@ def main():
         if kind == "crpe":
             script(name, args.images, "--output", args.output, *(["--tecnick", args.tecnick] if args.tecnick else []), "--models", *chosen)
         else:
-            limit = ["--first", "4"] if kind == "variable_rate" else []
+            limit = ["--first", "4", *(["--targets", *args.targets] if args.targets else [])] if kind == "variable_rate" else []
             script(name, args.images, "--output", args.output, *limit, *(part for model in chosen for part in ("--model", model)))
         tables.append(kind)
 

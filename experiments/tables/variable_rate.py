@@ -44,12 +44,13 @@ def cells(row, spec):
     return None if row is None or row != row else format(row, spec)
 
 
-def picture_table(name, rows, paper):
+def picture_table(name, targets, rows, paper):
     """Tables II to V: one picture."""
     titles = ["target bpp", "reached", "deviation", "lambda", "codings", "YUV_PSNR", "Y_MS-SSIM dB"]
     titles += ["reached, published", "YUV_PSNR, published", "Y_MS-SSIM dB, published"] if paper else []
     lines = []
-    for k, (target, row) in enumerate(zip(TARGETS, rows)):
+    for target, row in zip(targets, rows):
+        k = TARGETS.index(target)
         if isinstance(row, str):
             line = [target, row] + [None] * 5
         else:
@@ -82,6 +83,7 @@ def main():
     parser.add_argument("--model", action="append", required=True, help="Zoo name or folder, may be repeated: for low, middle and high rates.")
     parser.add_argument("--output", default="results", help="Folder for the tables and the plot (default: %(default)s).")
     parser.add_argument("--first", type=int, default=0, help="Only the first so many pictures.")
+    parser.add_argument("--targets", type=float, nargs="+", choices=TARGETS, default=TARGETS, help="Only these rates of the paper's.")
     args = parser.parse_args()
     models = [zoo.load_pretrained(name) for name in args.model]
     for model in models:
@@ -95,16 +97,16 @@ def main():
         name, picture = os.path.splitext(os.path.basename(path))[0], codec.read_picture(path)
         sizes[name] = picture.shape[1::-1]
         rows[name] = []
-        for target in TARGETS:
+        for target in args.targets:
             rows[name].append(reach(models, picture, target))
             print(name, target, rows[name][-1] if isinstance(rows[name][-1], str) else f"{rows[name][-1]['bpp']:.4f} bpp", flush=True)
-        text.append(picture_table(name, rows[name], paper.get(name) if isinstance(paper.get(name), dict) else None))
+        text.append(picture_table(name, args.targets, rows[name], paper.get(name) if isinstance(paper.get(name), dict) else None))
     found = measure(args.model, args.images, args.output)
     head = f"# Variable rate: {len(paths)} pictures, rate control to 1 %\n\nPublished figures: {paper['source']}.\n"
     timing = f"### Seconds\n\nPublished: {paper['timing_seconds']['source']}.\n\n" + time_table(rows, sizes, paper["timing_seconds"])
     base = os.path.join(args.output, "variable_rate")
     atomic_write(base + ".md", "\n".join([head, provenance(found), *text, timing]).encode())
-    atomic_write(base + ".json", (json.dumps({"targets": TARGETS, "pictures": rows}, indent=1) + "\n").encode())
+    atomic_write(base + ".json", (json.dumps({"targets": list(args.targets), "pictures": rows}, indent=1) + "\n").encode())
     curves = []
     for name, data in found.items():
         results = data["results"]

@@ -1,0 +1,40 @@
+"""make results: every table, plot and page, on tiny models."""
+
+import json
+import os
+import subprocess
+import sys
+
+from conftest import ROOT, draw
+from PIL import Image
+
+
+def test_all_tables(model_dir, rnn_dir, crpe_dir, tmp_path):
+    folder = tmp_path / "kodak"
+    folder.mkdir()
+    for name, size in (("a", (165, 170)), ("jpegai09", (170, 165))):
+        Image.fromarray(draw(*size)).save(folder / f"{name}.png")
+    env = {**os.environ, "PYTHONPATH": ROOT, "GOCONV_TF_ZOO": os.pathsep.join(map(os.path.dirname, (model_dir, rnn_dir, crpe_dir)))}
+    command = [
+        sys.executable,
+        os.path.join(ROOT, "experiments", "tables", "all.py"),
+        str(folder),
+        "--output",
+        str(tmp_path / "out"),
+        "--shown",
+        "1",
+        "--targets",
+        "1.0",
+        "2.0",
+    ]
+    command += ["--model", "tiny-test", "--model", "tiny-rnn", "--model", "tiny-crpe"]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    written = set(os.listdir(tmp_path / "out"))
+    assert {"RESULTS.md", "rd.png", "report.html", "crpe.md", "crpe-kodak.png", "scalable_rnn.md", "scalable_rnn.png", "variable_rate.md"} <= written
+    assert {f"{name}.json" for name in ("tiny-test", "tiny-rnn", "tiny-crpe", "jpeg", "jpeg2000", "webp", "avif")} <= written
+    text = (tmp_path / "out" / "RESULTS.md").read_text()
+    for words in ("### jpegai09", "reached, published", "z2_high", "BD-rate", "fingerprint", "python", "Titan Xp", "psnr-rgb published"):
+        assert words in text, words
+    rows = json.loads((tmp_path / "out" / "scalable_rnn.json").read_text())["models"]["tiny-rnn"]["rows"]
+    assert [row["layers"] for row in rows] == [1, 2, 3]
