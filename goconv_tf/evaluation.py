@@ -91,7 +91,7 @@ class ModelSubject:
 _QUALITY = (5, 10, 15, 20, 30, 40, 50, 60, 70, 80, 90, 95)
 CODECS: Dict[str, Tuple[str, Dict[str, Any], str, Tuple[int, ...]]] = {
     "jpeg": ("JPEG", {"subsampling": "4:2:0", "optimize": True}, "quality", _QUALITY),
-    "jpeg2000": ("JPEG2000", {"irreversible": True, "quality_mode": "rates"}, "rate", (240, 160, 120, 80, 60, 48, 36, 24, 18, 12, 8)),
+    "jpeg2000": ("JPEG2000", {"irreversible": True, "mct": 1, "quality_mode": "rates"}, "rate", (240, 160, 120, 80, 60, 48, 36, 24, 18, 12, 8)),
     "webp": ("WEBP", {"method": 6}, "quality", (0, 5, 10, 20, 30, 40, 50, 60, 70, 80, 90, 95)),
     "avif": ("AVIF", {"speed": 6, "subsampling": "4:2:0"}, "quality", (5, 15, 25, 35, 45, 50, 55, 60, 65, 70, 75, 80)),
 }

@@ -59,7 +59,11 @@ def draw(curves, file_format, measures=("psnr-rgb", "ms-ssim-rgb"), title="", ma
                 axis.set_ylim(min(seen) - margin, max(seen) + margin)
             axis.set_xlabel("bits per pixel")
             axis.set_ylabel(LABELS.get(metric, metric))
-        axes[0][0].legend(loc="lower right")
+        # Below the panels: inside, so many curves leave no room that is free.
+        handles, labels = axes[0][0].get_legend_handles_labels()
+        columns = 2 * len(measures)
+        figure.legend(handles, labels, loc="outside lower center", ncols=columns)
+        figure.set_size_inches(3.5 * len(measures), 2.9 + 0.16 * -(-len(labels) // columns))
         if title:
             figure.suptitle(title, fontsize=8)
         buffer = io.BytesIO()

@@ -61,7 +61,8 @@ def main():
     own = [curve for curve in curves if curve["meta"].get("model")]
     codecs = [curve for curve in curves if curve["meta"].get("codec")]
     rows = []
-    for curve in own:
+    several = [curve for curve in own if len(curve["results"]["psnr-rgb"]) > 1]  # single-rate models make a curve in their paper's section
+    for curve in several:
         for other in [*codecs, *published]:
             line = [curve["name"], other["name"]]
             for metric in ("psnr-rgb", "ms-ssim-rgb"):
