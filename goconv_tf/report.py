@@ -64,7 +64,8 @@ def versions_of(path, subjects, target):
 
 
 def bd_table(curves):
-    """HTML table of the BD-rates between all curves."""
+    """HTML table of the BD-rates between all curves of three points or more."""
+    curves = [curve for curve in curves if len(curve["results"].get("psnr-rgb", ())) >= 3]
 
     def cell(anchor, test):
         if anchor is test:
