@@ -31,7 +31,7 @@ lint: setup
 	$(BIN)/mypy
 
 test: lint
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 results: setup
 	@test -n "$(IMAGES)" || { echo "make results IMAGES=folder: which pictures? (Kodak, for the papers' tables)"; exit 2; }

@@ -247,12 +247,30 @@ training.train(training.Options(model="variable_rate", preset="tiny", train_glob
 
 
 def test_command_refuses_in_one_line(command, tmp_path):
-    for args, word in (
+    """In one process, which starts TensorFlow once."""
+    code = """
+import sys
+from absl import flags
+from goconv_tf import train
+for line in sys.argv[1:]:
+    flags.FLAGS.unparse_flags()
+    for name in flags.FLAGS.flags_by_module_dict()["goconv_tf.train"]:
+        name.unparse()
+    flags.FLAGS(["train", *line.split("|")])
+    assert train.main(["train"]) == 1
+"""
+    cases = (
         (["--checkpoint_dir", tmp_path / "a"], "needed"),
         (["--train_glob", tmp_path / "none*", "--checkpoint_dir", tmp_path / "a"], "no PNG"),
         (["--train_glob", "x", "--checkpoint_dir", tmp_path / "a", "--lambdas", "0.1,many"], "numbers"),
         (["--train_glob", "x", "--checkpoint_dir", tmp_path / "a", "--patchsize", "100"], "multiple of 16"),
         (["--train_glob", "x", "--checkpoint_dir", tmp_path / "a", "--patchsize", "160", "--distortion", "mix"], "161"),
-    ):
-        assert word in one_line(command(*args, module="goconv_tf.train"))
+    )
+    env = {**os.environ, "PYTHONPATH": ROOT}
+    lines = ["|".join(map(str, args)) for args, _ in cases]
+    done = subprocess.run([sys.executable, "-c", code, *lines], env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    errors = [line for line in done.stderr.splitlines() if line.startswith("goconv_tf.train: ")]
+    assert len(errors) == len(cases) and all(word in line for line, (_, word) in zip(errors, cases))
+    assert "needed" in one_line(command("--checkpoint_dir", tmp_path / "a", module="goconv_tf.train"))
     assert not (tmp_path / "a").exists()
