@@ -37,12 +37,15 @@ def main():
     parser.add_argument("--model", action="append", help="Zoo names; may be repeated (default: all).")
     parser.add_argument("--output", default="results", help="Folder for all of it (default: %(default)s).")
     parser.add_argument("--shown", type=int, default=2, help="How many pictures the page shows (default: %(default)s).")
+    parser.add_argument(
+        "--codecs", nargs="*", choices=list(evaluation.CODECS), default=list(evaluation.CODECS), help="Which of Pillow's codecs (default: all)."
+    )
     parser.add_argument("--targets", nargs="+", default=[], help="Only these of the variable-rate paper's target rates.")
     args = parser.parse_args()
     models = [zoo.find_model(name) for name in args.model] if args.model else zoo.list_models()
     if not models:
         raise UsageError("no model in the zoo")
-    specs = [("model", info.name, "tfc", 8) for info in models] + [("codec", name) for name in evaluation.CODECS]
+    specs = [("model", info.name, "tfc", 8) for info in models] + [("codec", name) for name in args.codecs]
     paths = evaluation.evaluate(specs, args.images, args.output)
     curves = [evaluation.read_results(path) for path in paths]
     tables = []
