@@ -15,7 +15,7 @@ import sys
 import numpy as np
 
 from goconv_tf import commands, evaluation, plots, published, zoo
-from goconv_tf.errors import GoConvError, UsageError
+from goconv_tf.errors import UsageError
 from goconv_tf.files import atomic_write
 
 commands.quiet_tensorflow()
@@ -33,16 +33,8 @@ def table(rows, columns):
 
 
 def bd_rates(own, others):
-    rows = []
-    for other in others:
-        cells = {"name": other["name"]}
-        for metric in ("psnr-rgb", "ms-ssim-rgb"):
-            try:
-                result = evaluation.bd_rate(other, own, metric)
-                cells[metric] = f"{result.rate:+.1f} % ({result.overlap[0]:.1f} to {result.overlap[1]:.1f} dB)"
-            except GoConvError as error:
-                cells[metric] = str(error)
-        rows.append(cells)
+    metrics = ("psnr-rgb", "ms-ssim-rgb")
+    rows = [{"name": other["name"], **{metric: evaluation.bd_rate_cell(other, own, metric) for metric in metrics}} for other in others]
     return table(rows, [("against", "name", ""), ("PSNR RGB", "psnr-rgb", ""), ("MS-SSIM RGB", "ms-ssim-rgb", "")])
 
 
@@ -108,8 +100,4 @@ Made by `python experiments/card.py checkpoints/{os.path.basename(os.path.normpa
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (GoConvError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(1)
+    sys.exit(commands.status_of(main))

@@ -153,18 +153,19 @@ def encode(args):
     return 1 if failures else 0
 
 
+def command(args):
+    """Runs the command that was asked for; returns the exit status."""
+    if args.command == "train":
+        return train(args)
+    if args.command == "encode":
+        return encode(args)
+    return commands.decompress([args.input_file, args.output_file or args.input_file + ".png"], args.restore_path or args.checkpoint_dir)
+
+
 def main(args):
     if not args.verbose:
         commands.quiet_tensorflow()
-    try:
-        if args.command == "train":
-            return train(args)
-        if args.command == "encode":
-            return encode(args)
-        return commands.decompress([args.input_file, args.output_file or args.input_file + ".png"], args.restore_path or args.checkpoint_dir)
-    except (GoConvError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    return commands.status_of(command, args)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ Flags may stand before or after the command. `compress` prints the original's fi
 """
 
 import math
-import sys
 
 from absl import app
 from absl.flags import argparse_flags
@@ -117,19 +116,20 @@ def compress(args):
     return 0
 
 
+def command(args):
+    """Runs the command that was asked for; returns the exit status."""
+    if args.command == "train":
+        return train(args)
+    args.output_file = args.output_file or args.input_file + args.extension
+    if args.command == "compress":
+        return compress(args)
+    return commands.decompress([args.input_file, args.output_file], args.checkpoint_dir, layers=args.iter)
+
+
 def main(args):
     if not args.verbose:
         commands.quiet_tensorflow()
-    try:
-        if args.command == "train":
-            return train(args)
-        args.output_file = args.output_file or args.input_file + args.extension
-        if args.command == "compress":
-            return compress(args)
-        return commands.decompress([args.input_file, args.output_file], args.checkpoint_dir, layers=args.iter)
-    except (GoConvError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    return commands.status_of(command, args)
 
 
 if __name__ == "__main__":

@@ -8,13 +8,10 @@ The defaults of `train` are the paper's: 256-pixel patches, batch 12, rate 4e-4,
 D = 0.9 MSE + 0.1 (1 - MS-SSIM). `python -m goconv_tf.train` has more flags.
 """
 
-import sys
-
 from absl import app
 from absl.flags import argparse_flags
 
 from goconv_tf import commands
-from goconv_tf.errors import GoConvError
 
 # Lambda sets of the paper; low, middle and high rates.
 LAMBDAS = {
@@ -76,19 +73,20 @@ def train(args):
     return 0
 
 
+def command(args):
+    """Runs the command that was asked for; returns the exit status."""
+    if args.command == "train":
+        return train(args)
+    files = [args.input_file] + [args.output_file] * (args.output_file is not None)
+    if args.command == "compress":
+        return commands.compress(files, args.checkpoint_dir, lmbda=args.lmbda, target_bpp=args.target_bpp, verify=args.verbose)
+    return commands.decompress(files, args.checkpoint_dir)
+
+
 def main(args):
     if not args.verbose:
         commands.quiet_tensorflow()
-    try:
-        if args.command == "train":
-            return train(args)
-        files = [args.input_file] + [args.output_file] * (args.output_file is not None)
-        if args.command == "compress":
-            return commands.compress(files, args.checkpoint_dir, lmbda=args.lmbda, target_bpp=args.target_bpp, verify=args.verbose)
-        return commands.decompress(files, args.checkpoint_dir)
-    except (GoConvError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    return commands.status_of(command, args)
 
 
 if __name__ == "__main__":

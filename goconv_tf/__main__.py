@@ -1,12 +1,9 @@
 """Command line: python -m goconv_tf COMMAND; --help lists the commands."""
 
-import sys
-
 from absl import app
 from absl.flags import argparse_flags
 
 from goconv_tf import codec, commands
-from goconv_tf.errors import GoConvError
 from goconv_tf.presets import PRESETS
 
 
@@ -165,11 +162,7 @@ def make_parser():
 def run(args):
     """Runs a parsed command; our errors become one line and status 1."""
     commands.quiet_tensorflow()
-    try:
-        return args.run(args)
-    except (GoConvError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    return commands.status_of(args.run, args)
 
 
 if __name__ == "__main__":

@@ -18,6 +18,15 @@ def quiet_tensorflow():
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 
+def status_of(action, *args, prefix="error"):
+    """The exit status of action(*args), None counting as 0; our errors become one line on stderr and 1."""
+    try:
+        return action(*args) or 0
+    except (GoConvError, OSError) as error:
+        print(f"{prefix}: {error}", file=sys.stderr)
+        return 1
+
+
 def plan(inputs, output_dir, extensions, new_extension):
     """[(input, output)] for files and folders of them.
 

@@ -372,3 +372,12 @@ def bd_rate(anchor, test, metric="psnr-rgb") -> BDRate:
         )
     value = bjontegaard.bd_rate(rate_a, quality_a, rate_b, quality_b, method="akima", require_matching_points=False, min_overlap=0)
     return BDRate(float(value), (float(low), float(high)), float((high - low) / union))
+
+
+def bd_rate_cell(anchor, test, metric, digits=1) -> str:
+    """`bd_rate` as a table's cell: percent and the qualities compared, or why there is none."""
+    try:
+        result = bd_rate(anchor, test, metric)
+    except GoConvError as error:
+        return str(error)
+    return f"{result.rate:+.{digits}f} % ({result.overlap[0]:.1f} to {result.overlap[1]:.1f} dB)"

@@ -15,8 +15,11 @@ def _make_tuples(config):
             object.__setattr__(config, field.name, tuple(value))
 
 
-def _check_shares(config):
-    """UsageError unless filters and latents can be split in two frequencies."""
+def _complete_octave(config):
+    """M defaults to N; UsageError unless both can be split in two frequencies."""
+    _make_tuples(config)
+    if config.latents is None:
+        object.__setattr__(config, "latents", config.filters)
     for name in ("filters", "latents"):
         low = config.alpha * getattr(config, name)
         if low != int(low) or not 0 < low < getattr(config, name):
@@ -54,10 +57,7 @@ class VariableRateConfig:
     layers = (("z_low", "z_high", "y_low", "y_high"),)
 
     def __post_init__(self):
-        _make_tuples(self)
-        if self.latents is None:
-            object.__setattr__(self, "latents", self.filters)
-        _check_shares(self)
+        _complete_octave(self)
 
     @property
     def rates(self) -> str:
@@ -108,10 +108,7 @@ class CRPEConfig:
     model = "crpe"
 
     def __post_init__(self):
-        _make_tuples(self)
-        if self.latents is None:
-            object.__setattr__(self, "latents", self.filters)
-        _check_shares(self)
+        _complete_octave(self)
         if not self.second_hyper and (self.crpe_z or self.separate_fusion):
             raise UsageError("without second_hyper there is neither crpe_z nor separate_fusion")
 

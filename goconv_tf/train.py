@@ -10,9 +10,10 @@ model folders for `compress --model`.
 
 import dataclasses
 import os
-import sys
 
 from absl import app, flags
+
+from goconv_tf import commands
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
@@ -79,20 +80,19 @@ def _options():
     return training.Options(**values)
 
 
+def run(argv):
+    from goconv_tf.errors import UsageError
+
+    if len(argv) > 1:
+        raise UsageError(f"unexpected argument {argv[1]!r}")
+    options = _options()
+    from goconv_tf import training
+
+    training.train(options)
+
+
 def main(argv):
-    from goconv_tf.errors import GoConvError
-
-    try:
-        if len(argv) > 1:
-            raise GoConvError(f"unexpected argument {argv[1]!r}")
-        options = _options()
-        from goconv_tf import training
-
-        training.train(options)
-    except (GoConvError, OSError) as error:
-        print(f"goconv_tf.train: {error}", file=sys.stderr)
-        return 1
-    return 0
+    return commands.status_of(run, argv, prefix="goconv_tf.train")
 
 
 if __name__ == "__main__":

@@ -90,70 +90,58 @@ def lively_rnn(model, seed=0):
     return model
 
 
-@pytest.fixture(scope="session")
-def rnn_dir(tmp_path_factory):
-    """A model folder of the tiny scalable preset, three layers, named "tiny-rnn"."""
+def _save_tiny(tmp_path_factory, kind, name, seed, enliven):
+    """Path of a model folder of a kind's tiny preset."""
     import tensorflow as tf
 
     from goconv_tf import presets, zoo
 
-    tf.keras.utils.set_random_seed(2)
-    model = lively_rnn(zoo.new_model(presets.get_preset("scalable_rnn", "tiny")))
-    path = str(tmp_path_factory.mktemp("zoo_rnn") / "tiny-rnn")
-    zoo.save_pretrained(model, path, "tiny-rnn")
+    tf.keras.utils.set_random_seed(seed)
+    path = str(tmp_path_factory.mktemp(f"zoo_{kind}") / name)
+    zoo.save_pretrained(enliven(zoo.new_model(presets.get_preset(kind, "tiny"))), path, name)
     return path
 
 
 @pytest.fixture(scope="session")
-def rnn(rnn_dir):
-    """The loaded model of `rnn_dir`."""
-    from goconv_tf import zoo
-
-    return zoo.load_pretrained(rnn_dir)
+def model_dir(tmp_path_factory):
+    """A model folder of the tiny variable-rate preset, named "tiny-test"."""
+    return _save_tiny(tmp_path_factory, "variable_rate", "tiny-test", 1, lively)
 
 
 @pytest.fixture(scope="session")
 def crpe_dir(tmp_path_factory):
     """A model folder of the tiny CRPE preset, named "tiny-crpe"."""
-    import tensorflow as tf
-
-    from goconv_tf import presets, zoo
-
-    tf.keras.utils.set_random_seed(4)
-    model = lively(zoo.new_model(presets.get_preset("crpe", "tiny")))
-    path = str(tmp_path_factory.mktemp("zoo_crpe") / "tiny-crpe")
-    zoo.save_pretrained(model, path, "tiny-crpe")
-    return path
+    return _save_tiny(tmp_path_factory, "crpe", "tiny-crpe", 4, lively)
 
 
 @pytest.fixture(scope="session")
-def crpe(crpe_dir):
-    """The loaded, folded model of `crpe_dir`."""
+def rnn_dir(tmp_path_factory):
+    """A model folder of the tiny scalable preset, three layers, named "tiny-rnn"."""
+    return _save_tiny(tmp_path_factory, "scalable_rnn", "tiny-rnn", 2, lively_rnn)
+
+
+def _load(path):
     from goconv_tf import zoo
 
-    return zoo.load_pretrained(crpe_dir)
-
-
-@pytest.fixture(scope="session")
-def model_dir(tmp_path_factory):
-    """A model folder of the tiny preset, named "tiny-test"."""
-    import tensorflow as tf
-
-    from goconv_tf import presets, zoo
-
-    tf.keras.utils.set_random_seed(1)
-    model = lively(zoo.new_model(presets.get_preset("variable_rate", "tiny")))
-    path = str(tmp_path_factory.mktemp("zoo") / "tiny-test")
-    zoo.save_pretrained(model, path, "tiny-test")
-    return path
+    return zoo.load_pretrained(path)
 
 
 @pytest.fixture(scope="session")
 def model(model_dir):
     """The loaded, folded model of `model_dir`."""
-    from goconv_tf import zoo
+    return _load(model_dir)
 
-    return zoo.load_pretrained(model_dir)
+
+@pytest.fixture(scope="session")
+def crpe(crpe_dir):
+    """The loaded, folded model of `crpe_dir`."""
+    return _load(crpe_dir)
+
+
+@pytest.fixture(scope="session")
+def rnn(rnn_dir):
+    """The loaded model of `rnn_dir`."""
+    return _load(rnn_dir)
 
 
 @pytest.fixture(scope="session")

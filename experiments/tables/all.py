@@ -15,7 +15,7 @@ import sys
 from common import markdown, provenance, run
 
 from goconv_tf import commands, evaluation, plots, report, zoo
-from goconv_tf.errors import GoConvError, UsageError
+from goconv_tf.errors import UsageError
 from goconv_tf.files import atomic_write
 
 HERE = os.path.dirname(os.path.abspath(__file__))
@@ -67,14 +67,8 @@ def main():
     several = [curve for curve in own if len(curve["results"]["psnr-rgb"]) > 1]  # single-rate models make a curve in their paper's section
     for curve in several:
         for other in [*codecs, *published]:
-            line = [curve["name"], other["name"]]
-            for metric in ("psnr-rgb", "ms-ssim-rgb"):
-                try:
-                    result = evaluation.bd_rate(other, curve, metric)
-                    line.append(f"{result.rate:+.2f} % ({result.overlap[0]:.1f} to {result.overlap[1]:.1f} dB)")
-                except GoConvError as error:
-                    line.append(str(error))
-            rows.append(line)
+            cells = [evaluation.bd_rate_cell(other, curve, metric, digits=2) for metric in ("psnr-rgb", "ms-ssim-rgb")]
+            rows.append([curve["name"], other["name"], *cells])
     styled = [{**curve, "style": "o-" if curve in own else "s-"} for curve in own + codecs]
     top = 1.3 * max(point[0] for curve in own for points in curve["results"].values() for point in points)
     plots.rate_distortion(os.path.join(args.output, "rd.png"), styled + published, max_bpp=top)

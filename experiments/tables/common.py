@@ -40,10 +40,4 @@ def provenance(models=None):
 
 def run(main):
     """Runs a script's main(); our errors become one line and status 1."""
-    from goconv_tf.errors import GoConvError
-
-    try:
-        sys.exit(main())
-    except (GoConvError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(1)
+    sys.exit(commands.status_of(main))

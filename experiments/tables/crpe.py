@@ -46,17 +46,8 @@ def curve(name, group):
 
 
 def bd_rates(ours, dataset):
-    rows = []
-    for name in REFERENCES[dataset]:
-        reference = published.curve(dataset, name)
-        cells = [reference["name"]]
-        for metric in ("psnr-rgb", "ms-ssim-rgb"):
-            try:
-                result = evaluation.bd_rate(reference, ours, metric)
-                cells.append(f"{result.rate:+.1f} % ({result.overlap[0]:.1f} to {result.overlap[1]:.1f} dB)")
-            except GoConvError as error:
-                cells.append(str(error))
-        rows.append(cells)
+    references = [published.curve(dataset, name) for name in REFERENCES[dataset]]
+    rows = [[other["name"], *(evaluation.bd_rate_cell(other, ours, metric) for metric in ("psnr-rgb", "ms-ssim-rgb"))] for other in references]
     return markdown([f"BD-rate of {ours['name']} against", "PSNR RGB", "MS-SSIM RGB"], rows)
 
 

@@ -238,5 +238,5 @@ class Conv2D(tf.keras.layers.Conv2D):
     def exact(self, inputs):
         """The same on the grid (see `goconv_tf.layers.exact`), with the integers in `quantized`."""
         kernel = tf.constant(self.quantized.kernel, tf.float64)
-        total = tf.nn.conv2d(inputs, kernel, self.strides, "SAME") + tf.constant(self.quantized.bias, tf.float64)
+        total = tf.nn.conv2d(inputs, kernel, self.strides, self.padding.upper()) + tf.constant(self.quantized.bias, tf.float64)
         return exact.rescale(total, self.quantized.shift)

@@ -28,7 +28,7 @@ TABLE_REACH = 8 * 2**GRID_BITS  # both are flat beyond +-8
 
 
 class Quantized(NamedTuple):
-    """A layer's integers. kernel: any shape; bias: in units of 2^-(grid + shift), or None; shift: the kernel stands for kernel * 2^-shift."""
+    """A layer's integers. kernel: any shape; bias: in units of 2^-(grid + shift); shift: the kernel stands for kernel * 2^-shift."""
 
     kernel: np.ndarray
     bias: np.ndarray
@@ -67,8 +67,8 @@ def leaky_relu(x):
     return tf.where(x < 0, tf.floor(x * 0.2 + 0.5), x)
 
 
-def quantize_kernel(kernel, bias, limit: int = LIMIT) -> Quantized:
-    """The integers of a convolution whose last kernel axis is its output, with inputs up to `limit` grid units.
+def quantize_kernel(kernel, bias) -> Quantized:
+    """The integers of a convolution whose last kernel axis is its output; bias may be None.
 
     Raises:
       ValueError: if a sum could reach 2^53, or a weight is not finite.
@@ -84,7 +84,7 @@ def quantize_kernel(kernel, bias, limit: int = LIMIT) -> Quantized:
     if np.abs(offsets).max(initial=0.0) >= SUM_LIMIT:
         raise ValueError("weights are too large for exact sums")
     quantized = Quantized(integers.astype(np.int16), offsets.astype(np.int64), np.array(shift, np.int32))
-    if sum_bound(quantized, limit) >= SUM_LIMIT:
+    if sum_bound(quantized) >= SUM_LIMIT:
         raise ValueError("weights are too large for exact sums")
     return quantized
 
