@@ -70,6 +70,23 @@ class RDFTKernel(tfc.Parameter):
         raise NotImplementedError("serialise the layer that owns this kernel instead")
 
 
+def _phases(kernel, before, stride):
+    """A transposed convolution's kernel as that of a plain one whose output channels are the phases of the output.
+
+    Returns:
+      (kernel [n, n, in, stride^2 * out], for depth-to-space; zeros to add before and after the inputs).
+    """
+    size = kernel.shape[0]
+    # Output stride * q + phase is the sum over taps t of input q + (phase + before - t) / stride.
+    taps = {((p + before - t) // stride, p): t for p in range(stride) for t in range(size) if (p + before - t) % stride == 0}
+    offsets = range(min(offset for offset, _ in taps), max(offset for offset, _ in taps) + 1)
+    index = tf.constant([[taps.get((offset, p), size) for p in range(stride)] for offset in offsets])
+    kernel = tf.pad(kernel, [[0, 1], [0, 1], [0, 0], [0, 0]])  # row and column `size` are zero
+    kernel = tf.gather(tf.gather(kernel, index, axis=0), index, axis=2)  # offset, phase, offset, phase, in, out
+    kernel = tf.transpose(kernel, [0, 2, 4, 1, 3, 5])
+    return tf.reshape(kernel, [*kernel.shape[:3], -1]), -offsets[0], offsets[-1]
+
+
 class _OwnVariables:
     """Saves the variables inside tfc parameters too, which Keras' own format would leave out."""
 
@@ -132,15 +149,27 @@ class SignalConv2D(_OwnVariables, tfc.SignalConv2D):
             self.kernel_parameter = RDFTKernel(initial)
         super().build(input_shape)
 
-    def call(self, inputs):
-        outputs = self._convolve(inputs, self.kernel)
-        return tf.nn.bias_add(outputs, self.bias) if self.use_bias else outputs
+    def call(self, inputs, factors=None):
+        """factors: [batch or 1, 1, 1, filters] that the outputs are multiplied by."""
+        kernel, bias = self.kernel, self.bias if self.use_bias else None
+        fold = factors is not None and factors.shape[0] == 1  # cheaper on kernels than on outputs
+        if fold:
+            kernel *= tf.cast(factors, kernel.dtype)
+            bias = None if bias is None else bias * tf.cast(factors[0, 0, 0], bias.dtype)
+        outputs = self._convolve(inputs, kernel)
+        outputs = outputs if bias is None else tf.nn.bias_add(outputs, bias)
+        return outputs if factors is None or fold else outputs * tf.cast(factors, outputs.dtype)
 
     def _convolve(self, inputs, kernel):
         # The numbers of tfc's own call, from operations whose gradients are faster on CPUs: there,
         # a padded "VALID" convolution beats explicit padding, and tf.slice a strided slice.
         size, stride = self.kernel_support[0], self._strides
         before, after = size // 2, (size - 1) // 2
+        if self._transpose and stride > 1 and self.filters < 8:
+            # Transposed convolutions to few channels leave most of a processor idle: one channel more for each phase.
+            kernel, before, after = _phases(kernel, before, stride)
+            outputs = tf.nn.conv2d(tf.pad(inputs, [[0, 0], [before, after], [before, after], [0, 0]]), kernel, 1, "VALID")
+            return tf.nn.depth_to_space(outputs, stride)
         if self._transpose and stride > 1:
             shape = tf.shape(inputs)
             inside = shape[1:3] * stride
@@ -164,10 +193,9 @@ class SignalConv2D(_OwnVariables, tfc.SignalConv2D):
         kernel = parameter.to_float64() if isinstance(parameter, RDFTKernel) else parameter.numpy()
         return exact.quantize_kernel(kernel, self.bias_parameter.numpy() if self.use_bias else None)
 
-    def exact(self, inputs):
-        """The same on the grid (see `goconv_tf.layers.exact`), with the integers in `quantized`."""
-        total = self._convolve(inputs, tf.constant(self.quantized.kernel, tf.float64)) + tf.constant(self.quantized.bias, tf.float64)
-        return exact.rescale(total, self.quantized.shift)
+    def exact(self, inputs, leaky=False):
+        """The same on the grid (see `goconv_tf.layers.exact`), with the integers in `quantized`; leaky: and then `exact.leaky_relu`."""
+        return exact.convolve(inputs, self.quantized, self.kernel_support[0] // 2, self._strides, self._transpose, leaky)
 
     @property
     def kernel(self):
@@ -232,11 +260,11 @@ class Conv2D(tf.keras.layers.Conv2D):
         super().__init__(filters, kernel_size, strides, padding=padding, **kwargs)
 
     def quantize(self):
-        """The present weights as integers, for `exact`."""
+        """The present weights as integers, for `exact`; without strides, as TensorFlow pads those by the input's size."""
+        if self.strides != (1, 1):
+            raise ValueError(f"there is no exact form with strides {self.strides}")
         return exact.quantize_kernel(self.kernel.numpy(), self.bias.numpy())
 
     def exact(self, inputs):
         """The same on the grid (see `goconv_tf.layers.exact`), with the integers in `quantized`."""
-        kernel = tf.constant(self.quantized.kernel, tf.float64)
-        total = tf.nn.conv2d(inputs, kernel, self.strides, self.padding.upper()) + tf.constant(self.quantized.bias, tf.float64)
-        return exact.rescale(total, self.quantized.shift)
+        return exact.convolve(inputs, self.quantized, (self.kernel_size[0] - 1) // 2)

@@ -1,5 +1,6 @@
 """The recurrent convolution of the scalable codec."""
 
+import numpy as np
 import tensorflow as tf
 
 from goconv_tf.layers import exact
@@ -53,12 +54,12 @@ class ConvLSTM2DCell(tf.keras.layers.Layer):
         sigmoid, tanh = exact.gate_tables()
         gates = self.conv_inputs.exact(inputs)
         if states is None:
-            bias = exact.rescale(tf.constant(self.conv_hidden.quantized.bias, tf.float64), self.conv_hidden.quantized.shift)
+            bias = exact.rescale(self.conv_hidden.quantized.bias.astype(np.float64), self.conv_hidden.quantized.shift)
             gates = exact.keep(gates + bias)
         else:
             gates = exact.keep(gates + self.conv_hidden.exact(states[0]))
-        squashed, candidate = tf.split(gates, [3 * self.filters, self.filters], axis=-1)
-        write, keep, out = tf.split(exact.look_up(sigmoid, squashed), 3, axis=-1)
+        squashed, candidate = exact.split(gates, [3 * self.filters, self.filters])
+        write, keep, out = exact.split(exact.look_up(sigmoid, squashed), 3 * [self.filters])
         # Gates are in units of 2^-15, states in those of the grid.
         cell = write * exact.look_up(tanh, candidate) * 2.0 ** (exact.GRID_BITS - exact.GATE_BITS)
         if states is not None:

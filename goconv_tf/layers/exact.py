@@ -7,11 +7,16 @@ not a sum of products is one correctly rounded operation of IEEE 754 (a product,
 
 Layers that can do this have `quantize()`, which makes a `Quantized` from their present weights, and `exact(x)`, which computes
 with it; `apply` chooses by the type of x.
+
+All of this is done by NumPy on arrays and by TensorFlow on tensors, in graphs or inside `tensorflow_only`. As sums are exact, both give
+the same integers; NumPy's float64 matrix products take a fraction of the time of TensorFlow's float64 convolutions.
 """
 
+import concurrent.futures
+import contextlib
 import functools
 import math
-from typing import NamedTuple
+import os
 
 import numpy as np
 import tensorflow as tf
@@ -20,6 +25,7 @@ GRID_BITS = 10
 GRID = 2.0**GRID_BITS
 LIMIT = 2**21 - 1  # of activations, in grid units
 KERNEL_BITS = 15
+LEAK = 0.2  # slope of LeakyReLU
 NORM_LIMIT = 2**17  # of what GDN squares, in grid units (values up to 128)
 SUM_LIMIT = 2**53
 
@@ -27,44 +33,91 @@ GATE_BITS = 15  # of what the tables of sigmoid and tanh give
 TABLE_REACH = 8 * 2**GRID_BITS  # both are flat beyond +-8
 
 
-class Quantized(NamedTuple):
+class Quantized:
     """A layer's integers. kernel: any shape; bias: in units of 2^-(grid + shift); shift: the kernel stands for kernel * 2^-shift."""
 
-    kernel: np.ndarray
-    bias: np.ndarray
-    shift: np.ndarray
+    def __init__(self, kernel: np.ndarray, bias: np.ndarray, shift: np.ndarray):
+        self.kernel, self.bias, self.shift = kernel, bias, shift
+        self.convolution = None  # what `convolve` made of them
+
+    def __iter__(self):
+        return iter((self.kernel, self.bias, self.shift))
+
+
+_tensorflow_only = False
+
+
+@contextlib.contextmanager
+def tensorflow_only():
+    """Inside, what is computed or traced has TensorFlow's own operations only."""
+    global _tensorflow_only
+    before, _tensorflow_only = _tensorflow_only, True
+    try:
+        yield
+    finally:
+        _tensorflow_only = before
+
+
+def is_array(x) -> bool:
+    """Whether NumPy computes with x, an array or a tuple of arrays."""
+    return isinstance(x[0] if isinstance(x, tuple) else x, np.ndarray)
+
+
+def is_exact(x) -> bool:
+    """Whether a tensor or an array, or the first of a tuple, holds integers on the grid."""
+    return is_array(x) or (x[0] if isinstance(x, tuple) else x).dtype == tf.float64
 
 
 def to_grid(x):
-    """float tensor -> integers on the grid, float64; halves up."""
-    return keep(tf.floor(tf.cast(x, tf.float64) * GRID + 0.5))
+    """Floats -> integers on the grid, float64; halves up."""
+    if tf.executing_eagerly() and not _tensorflow_only:
+        return rescale(np.asarray(x, np.float64) * GRID, 0)
+    return rescale(tf.cast(x, tf.float64) * GRID, 0)
 
 
 def from_grid(x):
     """Integers on the grid -> float32, which holds them exactly."""
-    return tf.cast(x / GRID, tf.float32)
+    return (x / GRID).astype(np.float32) if is_array(x) else tf.cast(x / GRID, tf.float32)
 
 
 def keep(x):
     """x within the grid's limits."""
-    return tf.clip_by_value(x, -float(LIMIT), float(LIMIT))
+    return np.clip(x, -LIMIT, LIMIT) if is_array(x) else tf.clip_by_value(x, -float(LIMIT), float(LIMIT))
 
 
-def is_exact(x) -> bool:
-    """Whether a tensor, or the first of a pair, holds integers on the grid."""
-    return (x[0] if isinstance(x, tuple) else x).dtype == tf.float64
+def rescale(total, shift):
+    """A sum of products -> the grid."""
+    floor = np.floor if is_array(total) else tf.floor
+    return keep(floor(total * 2.0 ** -float(shift) + 0.5))
 
 
-def apply(layer, *inputs):
+def apply(layer, *inputs, **options):
     """layer(*inputs), or its exact counterpart where the first input is on the grid."""
-    return layer.exact(*inputs) if is_exact(inputs[0]) else layer(*inputs)
+    return layer.exact(*inputs, **options) if is_exact(inputs[0]) else layer(*inputs, **options)
 
 
 def leaky_relu(x):
-    """LeakyReLU with slope 0.2; on the grid rounded right after."""
-    if not is_exact(x):
-        return tf.nn.leaky_relu(x, 0.2)
-    return tf.where(x < 0, tf.floor(x * 0.2 + 0.5), x)
+    """LeakyReLU on the grid, rounded right after."""
+    return np.maximum(x, np.floor(x * LEAK + 0.5)) if is_array(x) else tf.maximum(x, tf.floor(x * LEAK + 0.5))
+
+
+def concat(parts):
+    """Parts one after another on the last axis."""
+    return np.concatenate(parts, axis=-1) if is_array(parts[0]) else tf.concat(parts, axis=-1)
+
+
+def split(x, sizes):
+    """x in parts of `sizes` channels."""
+    return np.split(x, np.cumsum(sizes)[:-1], axis=-1) if is_array(x) else tf.split(x, sizes, axis=-1)
+
+
+def depth_to_space(x):
+    """[batch, h, w, 4 c] -> [batch, 2 h, 2 w, c], as tf.nn.depth_to_space."""
+    if not is_array(x):
+        return tf.nn.depth_to_space(x, 2)
+    batch, height, width, channels = x.shape
+    x = x.reshape(batch, height, width, 2, 2, channels // 4).transpose(0, 1, 3, 2, 4, 5)
+    return x.reshape(batch, 2 * height, 2 * width, channels // 4)
 
 
 def quantize_kernel(kernel, bias) -> Quantized:
@@ -96,9 +149,106 @@ def sum_bound(quantized: Quantized, limit: int = LIMIT) -> float:
     return float((kernel.reshape(-1, kernel.shape[-1]).sum(axis=0) * limit + bias).max() * (1 + 1e-9))
 
 
-def rescale(total, shift):
-    """A sum of products -> the grid."""
-    return keep(tf.floor(total * 2.0 ** -float(shift) + 0.5))
+def convolve(x, quantized: Quantized, before: int, strides: int = 1, transpose: bool = False, leaky: bool = False):
+    """A convolution with zero padding "same", back on the grid.
+
+    Args:
+      x: [batch, h, w, in], integers.
+      quantized: of a kernel [k, k, in, out]; always used with the same further arguments.
+      before: zeros above and left of x; for `transpose`, rows and columns of the full result that are cut off there.
+      strides: 1 or 2.
+      transpose: a transposed convolution, which upsamples by `strides`.
+      leaky: apply `leaky_relu` to the result.
+
+    Returns:
+      [batch, ceil(h / strides), ceil(w / strides), out], or [batch, h * strides, w * strides, out].
+    """
+    if is_array(x):
+        if quantized.convolution is None:
+            quantized.convolution = _numpy_convolution(quantized, before, strides, transpose, leaky)
+        return quantized.convolution(x)
+    size, channels = quantized.kernel.shape[0], quantized.kernel.shape[-1]
+    kernel = quantized.kernel.astype(np.float64)
+    if transpose and strides > 1:
+        shape = tf.shape(x)
+        inside = shape[1:3] * strides
+        length = inside + (before + max(size - strides - before, 0))
+        total = tf.nn.conv2d_transpose(x, kernel.transpose(0, 1, 3, 2), [shape[0], length[0], length[1], channels], strides, "VALID")
+        total = total[:, before : before + inside[0], before : before + inside[1]]
+    else:
+        if transpose:
+            kernel, before = kernel[::-1, ::-1], size - 1 - before
+        after = size - 1 - before
+        total = tf.nn.conv2d(tf.pad(x, [[0, 0], [before, after], [before, after], [0, 0]]), kernel, strides, "VALID")
+    result = rescale(total + quantized.bias.astype(np.float64), quantized.shift)
+    return leaky_relu(result) if leaky else result
+
+
+_CHUNK = 2**19  # numbers of a matrix that is multiplied at once, so that it stays in cache
+
+
+def _numpy_convolution(quantized, before, strides, transpose, leaky):
+    """The function x -> `convolve` of it: one matrix product for each phase of the output and some rows at a time."""
+    kernel = quantized.kernel.astype(np.float64)
+    size, channels = kernel.shape[0], kernel.shape[-1]
+    step = 1 if transpose else strides  # between the inputs of neighbouring outputs of a phase
+    scale = 2.0 ** -float(quantized.shift)
+    half = quantized.bias + 0.5 / scale  # so that floor((total + half) * scale) rounds
+    lowest = float(leaky_relu(np.array([-LIMIT]))[0]) if leaky else -LIMIT
+    if transpose:
+        # Output strides * q + phase is the sum over taps t of input q + (phase + before - t) / strides.
+        phases = [[((p + before - t) // strides, t) for t in range(size) if (p + before - t) % strides == 0] for p in range(strides)]
+    else:
+        phases = [[(t - before, t) for t in range(size)]]
+    reach = max((abs(offset) for taps in phases for offset, _ in taps), default=0)
+    products = []  # (phase of rows, of columns, corners of the inputs in the padded x, matrix)
+    for i, taps_y in enumerate(phases):
+        for j, taps_x in enumerate(phases):
+            taps = [(dy + reach, dx + reach, kernel[ty, tx]) for dy, ty in taps_y for dx, tx in taps_x]
+            matrix = np.concatenate([tap for _, _, tap in taps] or [np.zeros((0, channels))])
+            products.append((i, j, [tap[:2] for tap in taps], matrix))
+
+    def convolution(x):
+        batch, height, width, depth = x.shape
+        rows, columns = -(-height // step), -(-width // step)
+        if size > 1 or step > 1:
+            padded = np.zeros((batch, height + 2 * reach + step, width + 2 * reach + step, depth))
+            padded[:, reach : reach + height, reach : reach + width] = x
+        result = np.empty((batch, rows * len(phases), columns * len(phases), channels))
+
+        def compute(task):
+            b, top, i, j, corners, matrix, count = task
+            n = min(count, rows - top)
+            if size == step == 1:
+                inputs = x[b, top : top + n]
+            else:
+                inputs = np.empty((n, columns, len(corners) * depth))
+                for k, (y, z) in enumerate(corners):
+                    y += top * step
+                    inputs[:, :, k * depth : (k + 1) * depth] = padded[b, y : y + n * step : step, z : z + columns * step : step]
+            total = inputs.reshape(n * columns, -1) @ matrix
+            total += half
+            total *= scale
+            np.floor(total, out=total)
+            if leaky:
+                total = leaky_relu(total)
+            view = result[b, top * len(phases) + i : (top + n) * len(phases) : len(phases), j :: len(phases)]
+            np.clip(total.reshape(n, columns, channels), lowest, LIMIT, out=view)
+
+        tasks = []
+        for product in products:
+            count = max(_CHUNK // (columns * max(len(product[3]), channels)), 1)
+            tasks += [(b, top, *product, count) for b in range(batch) for top in range(0, rows, count)]
+        # While one thread multiplies, another gathers inputs and rounds.
+        list(_threads().map(compute, tasks)) if len(tasks) > 1 else compute(tasks[0])
+        return result
+
+    return convolution
+
+
+@functools.cache
+def _threads():
+    return concurrent.futures.ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="exact")
 
 
 def quantize_norm(beta, gamma) -> Quantized:
@@ -115,11 +265,15 @@ def quantize_norm(beta, gamma) -> Quantized:
 
 def normalize(x, quantized: Quantized, inverse: bool):
     """GDN on the grid: a sum of integers, its square root, one quotient or product, rounded."""
-    x = tf.clip_by_value(x, -float(NORM_LIMIT), float(NORM_LIMIT))
-    gamma = tf.constant(quantized.kernel[None, None], tf.float64)
-    pool = tf.nn.conv2d(tf.square(x), gamma, 1, "VALID") + tf.constant(quantized.bias, tf.float64)
-    norm = tf.sqrt(pool * 2.0 ** -(2.0 * GRID_BITS + float(quantized.shift)))
-    return keep(tf.floor((x * norm if inverse else x / norm) + 0.5))
+    gamma, beta = quantized.kernel.astype(np.float64), quantized.bias.astype(np.float64)
+    scale = 2.0 ** -(2.0 * GRID_BITS + float(quantized.shift))
+    if is_array(x):
+        x = np.clip(x, -NORM_LIMIT, NORM_LIMIT)
+        norm = np.sqrt((np.square(x) @ gamma + beta) * scale)
+    else:
+        x = tf.clip_by_value(x, -float(NORM_LIMIT), float(NORM_LIMIT))
+        norm = tf.sqrt((tf.nn.conv2d(tf.square(x), gamma[None, None], 1, "VALID") + beta) * scale)
+    return rescale(x * norm if inverse else x / norm, 0)
 
 
 @functools.cache
@@ -135,5 +289,7 @@ def gate_tables():
 
 def look_up(table, x):
     """A gate table at integers x on the grid."""
+    if is_array(x):
+        return table[np.clip(x, -TABLE_REACH, TABLE_REACH).astype(np.intp) + TABLE_REACH]
     index = tf.cast(tf.clip_by_value(x, -float(TABLE_REACH), float(TABLE_REACH)), tf.int32) + TABLE_REACH
     return tf.gather(tf.constant(table, tf.float64), index)

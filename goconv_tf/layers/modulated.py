@@ -61,10 +61,7 @@ class _Modulated(octave._GoConv):
             setattr(self, f"{name}_scaling", net)
 
     def call(self, inputs, lmbda):
-        def modulate(name, x):
-            return x * tf.cast(getattr(self, f"{name}_scaling")(lmbda), x.dtype)
-
-        return self._octave(inputs, modulate)
+        return self._octave(inputs, lambda name: getattr(self, f"{name}_scaling")(lmbda))
 
 
 _CALL = """

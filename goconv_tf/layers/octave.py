@@ -66,15 +66,19 @@ def split_filters(filters: int, alpha: float):
 
 def crop(x, size):
     """The top left [batch, size[0], size[1], c] of x; size: int32 [2]."""
+    if exact.is_array(x):
+        return x[:, : int(size[0]), : int(size[1])]
     return tf.slice(x, [0, 0, 0, 0], [tf.shape(x)[0], size[0], size[1], x.shape[-1]])
 
 
 def crop_like(x, other, halved=False):
     """x cut to the spatial size of `other`, or to half of it, rounded up; free where shapes are known to agree."""
-    known = other.shape[1:3].as_list()
+    known = list(other.shape[1:3])
     target = list(map(_half, known)) if halved else known
-    if None not in target and x.shape[1:3] == target:
+    if None not in target and list(x.shape[1:3]) == target:
         return x
+    if exact.is_array(x):
+        return crop(x, target)
     size = tf.shape(other)[1:3]
     cut = crop(x, (size + 1) // 2 if halved else size)
     cut.set_shape([None, *target, None])
@@ -163,34 +167,36 @@ class _GoConv(tf.keras.layers.Layer):
             self.down, self.down_activation = self._make_path("down", self.filters_low, inter, 2, False)
         super().build(input_shape)
 
-    def _path(self, name, x, modulate):
-        x = modulate(name, exact.apply(getattr(self, name), x))
-        activation = getattr(self, f"{name}_activation")
-        if activation is None:
-            return x
-        if exact.is_exact(x) and isinstance(activation, tf.keras.layers.LeakyReLU):
-            return exact.leaky_relu(x)
-        return exact.apply(activation, x)
+    def _path(self, name, x, factors):
+        conv, activation = getattr(self, name), getattr(self, f"{name}_activation")
+        if exact.is_exact(x):
+            if isinstance(activation, tf.keras.layers.LeakyReLU):
+                return conv.exact(x, leaky=True)
+            x = conv.exact(x)
+        else:
+            x = conv(x) if factors is None else conv(x, factors(name))
+        return x if activation is None else exact.apply(activation, x)
 
-    def _octave(self, inputs, modulate):
+    def _octave(self, inputs, factors=None):
+        """factors: path -> what its convolution is multiplied by, if anything."""
         if not _is_pair(inputs):
-            y_high = self._path("high", inputs, modulate)
-            return OctaveTensor(y_high, self._path("down", y_high, modulate)) if self.filters_low else y_high
+            y_high = self._path("high", inputs, factors)
+            return OctaveTensor(y_high, self._path("down", y_high, factors)) if self.filters_low else y_high
         x_high, x_low = inputs
-        y_hh = self._path("high", x_high, modulate)
+        y_hh = self._path("high", x_high, factors)
         # Odd sizes: the low frequency always has half the samples of the high one, rounded up.
-        y_ll = crop_like(self._path("low", x_low, modulate), y_hh, halved=True)
-        y_high = _add(y_hh, crop_like(self._path("up", y_ll, modulate), y_hh))
+        y_ll = crop_like(self._path("low", x_low, factors), y_hh, halved=True)
+        y_high = _add(y_hh, crop_like(self._path("up", y_ll, factors), y_hh))
         if not self.filters_low:
             return y_high
-        return OctaveTensor(y_high, _add(y_ll, self._path("down", y_hh, modulate)))
+        return OctaveTensor(y_high, _add(y_ll, self._path("down", y_hh, factors)))
 
     def call(self, inputs):
-        return self._octave(inputs, lambda name, x: x)
+        return self._octave(inputs)
 
     def exact(self, inputs):
         """The same on the grid (see `goconv_tf.layers.exact`), without modulation; activations may be leaky_relu, gdn, igdn or None."""
-        return self._octave(inputs, lambda name, x: x)
+        return self._octave(inputs)
 
     def compute_output_shape(self, input_shape):
         shape = tf.TensorShape(input_shape[0] if _is_pair(input_shape) else input_shape).as_list()

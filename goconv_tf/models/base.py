@@ -43,7 +43,7 @@ class Coded(NamedTuple):
 
 
 def stage(method):
-    """Compiles a method when it is called eagerly, once for all sizes; inlines it in a graph.
+    """Compiles a method when it is called with tensors, once for all sizes; inlines it in a graph and calls it with arrays.
 
     Arguments may be None (which compiles another function), tensors or structures of both.
     Encoder and decoder call the same stages and hence run the same graphs, which is what
@@ -52,18 +52,18 @@ def stage(method):
 
     @functools.wraps(method)
     def call(self, *args):
-        if not tf.executing_eagerly() or not self.built:
+        if not tf.executing_eagerly() or not self.built or exact_arithmetic.is_array(args):
             return method(self, *args)
         functions = self.__dict__.setdefault("_stages", {})
         flat = tf.nest.flatten(args)
         present = [x for x in flat if x is not None]
-        key = (method.__name__, *(None if x is None else tf.as_dtype(x.dtype) for x in flat))
+        # Pictures and features of any size share a function; lambdas of one picture and of several do not.
+        key = (method.__name__, *(None if x is None else (tf.as_dtype(x.dtype), len(x) if len(x.shape) == 1 else 0) for x in flat))
         if key not in functions:
 
             def spec(x):
                 x = tf.convert_to_tensor(x)
-                free = {4: [None, None, None, x.shape[-1]], 1: [None]}  # pictures or features; lambda for each
-                return tf.TensorSpec(free.get(0 if x.dtype == tf.int32 else x.shape.rank, x.shape), x.dtype)
+                return tf.TensorSpec([None, None, None, x.shape[-1]] if x.shape.rank == 4 else x.shape, x.dtype)
 
             def run(*tensors):
                 left = iter(tensors)

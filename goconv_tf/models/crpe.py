@@ -110,11 +110,11 @@ class CRPE(Codec):
     @stage
     def estimate_y_low(self, p1_low, p2_low):
         """Mean and scale of y_L, together, from both hyper layers."""
-        (mean1, scale1), (mean2, scale2) = (tf.split(p, 2, axis=-1) for p in (p1_low, p2_low))
+        (mean1, scale1), (mean2, scale2) = (exact.split(p, 2 * [p.shape[-1] // 2]) for p in (p1_low, p2_low))
         fuse_scale = self.fusion_scale if self.config.separate_fusion else self.fusion
-        mean = exact.apply(self.fusion, tf.concat([mean1, crop_like(chain(self.up4_mean, mean2), mean1)], axis=-1))
-        scale = exact.apply(fuse_scale, tf.concat([scale1, crop_like(chain(self.up4_scale, scale2), scale1)], axis=-1))
-        return tf.concat([mean, scale], axis=-1)
+        mean = exact.apply(self.fusion, exact.concat([mean1, crop_like(chain(self.up4_mean, mean2), mean1)]))
+        scale = exact.apply(fuse_scale, exact.concat([scale1, crop_like(chain(self.up4_scale, scale2), scale1)]))
+        return exact.concat([mean, scale])
 
     @stage
     def estimate_y_high(self, y_low, p2_high, p1_high):

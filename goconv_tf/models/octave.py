@@ -12,14 +12,19 @@ def half(n):
 
 def halves(parameters):
     """(mean, scale), float32: first and second half of the channels, which may be on the grid."""
-    return tf.split(exact.from_grid(parameters) if exact.is_exact(parameters) else tf.cast(parameters, tf.float32), 2, axis=-1)
+    parameters = exact.from_grid(parameters) if exact.is_exact(parameters) else tf.cast(parameters, tf.float32)
+    return exact.split(parameters, 2 * [parameters.shape[-1] // 2])
 
 
 def estimate(layers, inputs):
     """The three 1x1 convolutions of a parameter estimation, LeakyReLU between them."""
-    p = tf.concat(inputs, axis=-1)
-    for layer in layers[:-1]:
-        p = exact.leaky_relu(exact.apply(layer, p))
+    p = exact.concat(inputs)
+    if exact.is_exact(p):
+        for layer in layers[:-1]:
+            p = layer.exact(p, leaky=True)
+    else:
+        for layer in layers[:-1]:
+            p = tf.nn.leaky_relu(layer(p), exact.LEAK)
     return exact.apply(layers[-1], p)
 
 

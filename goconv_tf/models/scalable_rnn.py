@@ -148,5 +148,5 @@ def _recur(first, cells, last, x, states, upsample=False):
         x, state = exact.apply(cell, x, None if states is None else states[k])
         after.append(state)
         if upsample:
-            x = tf.nn.depth_to_space(x, 2)
+            x = exact.depth_to_space(x)
     return exact.apply(last, x), tuple(after)
