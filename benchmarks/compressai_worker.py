@@ -1,7 +1,7 @@
 """CompressAI's side of the comparison, run in its own environment: a JSON request a line in, an answer a line out.
 
-    {"model": "mbt2018_mean", "quality": 5}   makes it, untrained
-    {"image": "kodim01.png"}                  codes a picture and decodes it
+{"model": "mbt2018_mean", "quality": 5}   makes it, untrained
+{"image": "kodim01.png"}                  codes a picture and decodes it
 """
 
 import os

@@ -1,8 +1,8 @@
 """Our side of the comparisons: a JSON request a line in, an answer a line out.
 
-    {"model": "variable_rate", "preset": "base", "filters": 192}   makes it, untrained
-    {"model": "crpe-small-mse-0.01"}                               loads it
-    {"image": "kodim01.png", "exact": false, "layers": 2}          codes a picture and decodes it
+{"model": "variable_rate", "preset": "base", "filters": 192}   makes it, untrained
+{"model": "crpe-small-mse-0.01"}                               loads it
+{"image": "kodim01.png", "exact": false, "layers": 2}          codes a picture and decodes it
 """
 
 import os
@@ -12,11 +12,11 @@ from clock import answer_requests, entropy_coding, measure
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
-import numpy as np  # noqa: E402
-import tensorflow as tf  # noqa: E402
+import numpy as np
+import tensorflow as tf
 
-from goconv_tf import codec, presets, zoo  # noqa: E402
-from goconv_tf.entropy import CODERS  # noqa: E402
+from goconv_tf import codec, presets, zoo
+from goconv_tf.entropy import CODERS
 
 state = {}
 

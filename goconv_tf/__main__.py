@@ -26,6 +26,14 @@ def add_size_limit(parser):
     )
 
 
+def add_tile(parser):
+    parser.add_argument(
+        "--tile",
+        type=int,
+        help="Side of the tiles that large pictures are computed in, a multiple of 128 pixels; 0: never (default: as memory asks for).",
+    )
+
+
 def add_allow_truncated(parser):
     parser.add_argument(
         "--allow_truncated", action="store_true", help="Take the whole layers of a scalable stream that is cut short or damaged after them."
@@ -74,9 +82,10 @@ def make_parser():
     p.add_argument("--noexact", dest="exact", action="store_false", help="Compute them in floating point, for research; the file says so.")
     p.add_argument("--verify", action="store_true", help="Decode each file before it is written; print PSNR, MS-SSIM and a hash of the pixels.")
     add_size_limit(p)
+    add_tile(p)
     p.set_defaults(
         run=lambda a: commands.compress(
-            a.input, a.model, a.output_dir, a.lmbda, a.target_bpp, a.entropy_coder, a.verify, int(a.max_megapixels * 1e6), a.layers, a.exact
+            a.input, a.model, a.output_dir, a.lmbda, a.target_bpp, a.entropy_coder, a.verify, int(a.max_megapixels * 1e6), a.layers, a.exact, a.tile
         )
     )
 
@@ -89,9 +98,13 @@ def make_parser():
     add_size_limit(p)
     p.add_argument("--layers", type=int, help="Decode only the first so many layers of a scalable stream.")
     add_allow_truncated(p)
+    p.add_argument("--region", nargs=4, type=int, metavar=("X", "Y", "W", "H"), help="Only this part of the picture, pixels.")
+    add_tile(p)
     p.add_argument("--force", action="store_true", help="Write a picture even where checksums are wrong; say what is.")
     p.set_defaults(
-        run=lambda a: commands.decompress(a.input, a.model, a.output_dir, int(a.max_megapixels * 1e6), a.layers, a.allow_truncated, a.force)
+        run=lambda a: commands.decompress(
+            a.input, a.model, a.output_dir, int(a.max_megapixels * 1e6), a.layers, a.allow_truncated, a.force, a.tile, a.region
+        )
     )
 
     p = sub.add_parser(

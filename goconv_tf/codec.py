@@ -8,11 +8,13 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from goconv_tf import bitstream, zoo
-from goconv_tf.errors import BitstreamError, CheckpointError, GoConvError, ImageError, ModelMismatchError, RateError
+from goconv_tf.errors import BitstreamError, CheckpointError, GoConvError, ImageError, ModelMismatchError, RateError, UsageError
 
 MAX_PIXELS = 200_000_000
 MAX_CODINGS = 12  # of one picture while looking for a rate
 TOLERANCE = 0.01  # of a target rate
+WHOLE_BYTES = 2**31  # pictures that need more memory than this are coded in tiles
+TILE_BYTES = 2**30  # of memory that a tile with its surroundings may need
 
 _PLAIN_MODES = ("RGB", "L", "P", "1", "CMYK", "YCbCr")
 
@@ -96,11 +98,30 @@ def available_memory() -> float:
         return math.inf
 
 
-def check_memory(model, height, width) -> None:
-    """GoConvError where a picture of this size would exhaust the memory, rather than the machine."""
-    needed, available = height * width * model.bytes_per_pixel, available_memory()
+def choose_tile(model, size, tile=None, exact=True):
+    """Cells a side of the tiles (see `goconv_tf.models.tiles`) for a picture of this padded size, (height, width); None: whole.
+
+    tile: pixels a side, 0 for whole pictures, None to choose.
+
+    Raises:
+      UsageError: if the model cannot be tiled so.
+      GoConvError: where the picture would exhaust the memory, rather than the machine.
+    """
+    from goconv_tf.models.tiles import CELL
+
+    if tile and (tile < 0 or tile % CELL):
+        raise UsageError(f"the side of a tile must be a multiple of {CELL} pixels, not {tile}")
+    possible = model.can_tile and exact
+    if tile and not possible:
+        raise UsageError(f"{model.config.model} cannot be coded in tiles" + ("" if exact else " with --noexact"))
+    pixels, available = size[0] * size[1], available_memory()
+    whole = pixels * model.bytes_per_pixel
+    if tile is None and possible and whole > min(WHOLE_BYTES, available):
+        tile = max(int(math.sqrt(TILE_BYTES / model.bytes_per_pixel) / CELL) - 4, 1) * CELL
+    needed = whole if not tile else min((tile + 4 * CELL) ** 2, pixels) * model.bytes_per_pixel + pixels * model.bytes_per_tiled_pixel
     if needed > available:
-        raise GoConvError(f"{width} x {height} pixels need about {needed / 2**30:.1f} GiB of memory; {available / 2**30:.1f} GiB are available")
+        raise GoConvError(f"{size[1]} x {size[0]} pixels need about {needed / 2**30:.1f} GiB of memory; {available / 2**30:.1f} GiB are available")
+    return tile // CELL if tile else None
 
 
 def check_operating_point(model, lmbda=None, target_bpp=None, layers=None):
@@ -118,7 +139,7 @@ def check_operating_point(model, lmbda=None, target_bpp=None, layers=None):
         raise RateError(f"{layers} layers were asked for; the model has {len(config.layers)}")
 
 
-def compress(model, picture, lmbda=None, target_bpp=None, entropy_coder="tfc", reconstruct=False, layers=None, exact=True) -> Compressed:
+def compress(model, picture, lmbda=None, target_bpp=None, entropy_coder="tfc", reconstruct=False, layers=None, exact=True, tile=None) -> Compressed:
     """Compresses uint8 [h, w, 3] with a model from `zoo.load_pretrained`.
 
     Args:
@@ -129,16 +150,19 @@ def compress(model, picture, lmbda=None, target_bpp=None, entropy_coder="tfc", r
       reconstruct: also give the decoded picture.
       layers: how many layers of a scalable model to code; default: all.
       exact: compute entropy parameters with integers, so that every machine decodes the file; False: in floating point.
+      tile: side of the tiles that large pictures are coded in, pixels; default: as memory asks for; 0: whole. The file does not
+        depend on it but for how floats of the analysis round.
 
     Raises:
       CheckpointError: if the model has no integers to be exact with.
+      UsageError: if the model cannot be tiled.
       RateError: if lmbda, target_bpp or layers are out of the model's reach.
     """
     check_operating_point(model, lmbda, target_bpp, layers)
     check_exact(model, exact)
     height, width = picture.shape[:2]
     padded_size = [_padded(n, model.alignment) for n in (height, width)]
-    check_memory(model, *padded_size)
+    cells = choose_tile(model, padded_size, tile, exact)
     padded = pad(picture, model.alignment)
     info = model.info
     codings = 0
@@ -148,7 +172,7 @@ def compress(model, picture, lmbda=None, target_bpp=None, entropy_coder="tfc", r
         codings += 1
         lmbda_code = bitstream.quantize_lmbda(value) if model.has_lambda else 0
         coded_lmbda = bitstream.dequantize_lmbda(lmbda_code)
-        coded = model.compress(padded, coded_lmbda, entropy_coder, reconstruct, layers, exact)
+        coded = model.compress(padded, coded_lmbda, entropy_coder, reconstruct, layers, exact, cells)
         sections = [[coded.strings[name] for name in names] for names in model.config.layers[: len(coded.checksums)]]
         stream = bitstream.Stream(
             entropy_coder,
@@ -255,21 +279,24 @@ def find_stream_model(stream) -> "zoo.ModelInfo":
     return exact[0]
 
 
-def decompress(model, data, max_pixels: int = MAX_PIXELS, layers=None, allow_truncated: bool = False):
+def decompress(model, data, max_pixels: int = MAX_PIXELS, layers=None, allow_truncated: bool = False, tile=None, region=None):
     """The picture uint8 [h, w, 3] in a compressed file's bytes.
 
     Args:
       layers: decode only so many layers of a scalable stream.
       allow_truncated: decode the whole layers of a scalable stream that is cut short or damaged after them.
+      tile: as in `compress`; the encoder's need not be the same.
+      region: (x, y, width, height), pixels: only this part of the picture.
 
     Raises:
       BitstreamError: if it is not a whole, undamaged stream.
       ModelMismatchError: if another model or other weights wrote it.
+      UsageError: if the region is not within the picture.
     """
-    return decode(model, bitstream.unpack(data, max_pixels, allow_truncated), layers)
+    return decode(model, bitstream.unpack(data, max_pixels, allow_truncated), layers, None, tile, region)
 
 
-def decode(model, stream, layers=None, problems=None):
+def decode(model, stream, layers=None, problems=None, tile=None, region=None):
     """The picture in a `bitstream.Stream`; as `decompress`. problems: a list for what is wrong with it, which is then decoded all the same."""
     check_model(stream, model.info)
     names = model.config.layers
@@ -280,8 +307,17 @@ def decode(model, stream, layers=None, problems=None):
     if layers is not None and not 1 <= layers <= len(stream.layers):
         raise RateError(f"{layers} layers were asked for; the file has {len(stream.layers)}")
     padded_size = [_padded(n, model.alignment) for n in (stream.height, stream.width)]
-    check_memory(model, *padded_size)
+    x, y, width, height = region or (0, 0, stream.width, stream.height)
+    if not (0 <= x < x + width <= stream.width and 0 <= y < y + height <= stream.height):
+        raise UsageError(f"the region {width} x {height} at {x}, {y} is not within the picture's {stream.width} x {stream.height} pixels")
     check_exact(model, stream.exact)
+    cells = choose_tile(model, padded_size, tile, stream.exact)
+    window = None
+    if region and model.can_tile:
+        from goconv_tf.models.tiles import CELL
+
+        window = tuple((start // CELL, -(-(start + length) // CELL)) for start, length in ((y, height), (x, width)))
+        x, y = x % CELL, y % CELL
     used = stream.layers[:layers]
     picture = model.decompress(
         {name: section for group, layer in zip(names, used) for name, section in zip(group, layer.sections)},
@@ -291,5 +327,7 @@ def decode(model, stream, layers=None, problems=None):
         stream.coder,
         stream.exact,
         problems,
+        cells,
+        window,
     )
-    return picture[: stream.height, : stream.width]
+    return picture[y : y + height, x : x + width]

@@ -129,6 +129,7 @@ def compress(
     max_pixels=codec.MAX_PIXELS,
     layers=None,
     exact=True,
+    tile=None,
 ):
     """The compress command; returns the exit status."""
     if lmbda is not None and target_bpp is not None:
@@ -142,12 +143,12 @@ def compress(
         from goconv_tf import metrics
 
         picture = codec.read_picture(source, max_pixels)
-        result = codec.compress(loaded, picture, lmbda, target_bpp, entropy_coder, verify, layers, exact)
+        result = codec.compress(loaded, picture, lmbda, target_bpp, entropy_coder, verify, layers, exact, tile)
         line = f"{len(result.data)} bytes, {result.bpp:.4f} bpp"
         line += f", lambda {result.lmbda:.6g}" if loaded.has_lambda else ""
         line += f", {result.layers} layers" if len(loaded.config.layers) > 1 else ""
         if verify:
-            decoded = codec.decompress(loaded, result.data, max_pixels)
+            decoded = codec.decompress(loaded, result.data, max_pixels, tile=tile)
             if (decoded != result.reconstruction).any():
                 raise GoConvError("verification failed: the decoded picture is not the encoder's; nothing was written")
             line += f", verified, PSNR {metrics.psnr(picture, decoded):.3f} dB, MS-SSIM {metrics.ms_ssim(picture, decoded):.5f}"
@@ -165,7 +166,9 @@ def picture_hash(picture) -> str:
     return hashlib.sha256(picture.tobytes()).hexdigest()[:16]
 
 
-def decompress(inputs, model=None, output_dir=None, max_pixels=codec.MAX_PIXELS, layers=None, allow_truncated=False, force=False):
+def decompress(
+    inputs, model=None, output_dir=None, max_pixels=codec.MAX_PIXELS, layers=None, allow_truncated=False, force=False, tile=None, region=None
+):
     """The decompress command; returns the exit status."""
     pairs = plan(inputs, output_dir, (STREAM_EXTENSION,), PICTURE_EXTENSION)
     loaded = {}
@@ -178,7 +181,7 @@ def decompress(inputs, model=None, output_dir=None, max_pixels=codec.MAX_PIXELS,
         codec.check_model(stream, info)
         if info.path not in loaded:
             loaded[info.path] = zoo.load_pretrained(info.path)
-        picture = codec.decode(loaded[info.path], stream, layers, problems)
+        picture = codec.decode(loaded[info.path], stream, layers, problems, tile, region)
         write_picture(target, picture)
         count = len(stream.layers) + stream.missing
         shown = f", {layers or len(stream.layers)} of {count} layers" if count > 1 else ""

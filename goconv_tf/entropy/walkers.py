@@ -30,7 +30,8 @@ class _Walker:
 
     def size(self, name):
         """Spatial size, int32 [2], of the latent `name`."""
-        return tf.shape(self.latents[name])[1:3]
+        latent = self.latents[name]
+        return tf.constant(latent.shape[1:3]) if tf.executing_eagerly() else tf.shape(latent)[1:3]
 
     def bits(self, name):
         """Estimated bits of the latent `name`, [batch]."""

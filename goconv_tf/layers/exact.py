@@ -59,8 +59,9 @@ def tensorflow_only():
 
 
 def is_array(x) -> bool:
-    """Whether NumPy computes with x, an array or a tuple of arrays."""
-    return isinstance(x[0] if isinstance(x, tuple) else x, np.ndarray)
+    """Whether NumPy computes with x: an array of floats (float32 holds all of the grid, too), or a tuple that begins with one."""
+    x = x[0] if isinstance(x, tuple) else x
+    return isinstance(x, np.ndarray) and x.dtype.kind == "f"
 
 
 def is_exact(x) -> bool:

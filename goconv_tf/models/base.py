@@ -1,6 +1,7 @@
 """What all codecs share: the loss, training steps, coding, and the names of their weights."""
 
 import functools
+import itertools
 import math
 from typing import Any, Dict, NamedTuple, Tuple
 
@@ -9,6 +10,7 @@ import tensorflow as tf
 from goconv_tf import entropy, losses
 from goconv_tf.errors import BitstreamError, ModelMismatchError
 from goconv_tf.layers import exact as exact_arithmetic
+from goconv_tf.models import tiles
 
 
 class Estimate(NamedTuple):
@@ -42,17 +44,21 @@ class Coded(NamedTuple):
         return self.pictures[-1] if self.pictures else None
 
 
-def stage(method):
+def stage(method=None, *, inputs=None, outputs=None, margin=0):
     """Compiles a method when it is called with tensors, once for all sizes; inlines it in a graph and calls it with arrays.
 
     Arguments may be None (which compiles another function), tensors or structures of both.
     Encoder and decoder call the same stages and hence run the same graphs, which is what
     makes their entropy parameters agree to the last bit.
-    """
 
-    @functools.wraps(method)
-    def call(self, *args):
-        if not tf.executing_eagerly() or not self.built or exact_arithmetic.is_array(args):
+    inputs, outputs, margin: `tiles.Geometry` of a method that can be computed in tiles.
+    """
+    if method is None:
+        return functools.partial(stage, inputs=inputs, outputs=outputs, margin=margin)
+    geometry = tiles.Geometry(inputs, outputs, margin) if inputs else None
+
+    def compiled(self, *args):
+        if exact_arithmetic.is_array(args):
             return method(self, *args)
         functions = self.__dict__.setdefault("_stages", {})
         flat = tf.nest.flatten(args)
@@ -72,6 +78,15 @@ def stage(method):
             functions[key] = tf.function(functools.partial(run), input_signature=[spec(x) for x in present], autograph=False)
         return functions[key](*present)
 
+    @functools.wraps(method)
+    def call(self, *args):
+        if not tf.executing_eagerly() or not self.built:
+            return method(self, *args)
+        if geometry and tiles.is_tiled():
+            return tiles.run(functools.partial(compiled, self), geometry, args)
+        return compiled(self, *args)
+
+    call.geometry = geometry
     return call
 
 
@@ -84,6 +99,7 @@ class Codec(tf.keras.Model):
 
     alignment = 16  # pictures are padded to multiples of this before analysis
     has_lambda = False  # whether lambda is chosen when coding
+    can_tile = False  # whether pictures can be coded in tiles
     exact_parts: Tuple[str, ...] = ()  # what computes entropy parameters: attributes that have an integer form
 
     def __init__(self, config, **kwargs):
@@ -185,6 +201,11 @@ class Codec(tf.keras.Model):
         """Peak memory of coding, bytes per pixel of the picture: measured as 200 at N = 64, and in proportion to N."""
         return 3.5 * self.config.filters
 
+    @property
+    def bytes_per_tiled_pixel(self):
+        """Memory that coding in tiles needs beside a tile's own, bytes per pixel of the picture."""
+        return 8 + 0.11 * self.config.latents
+
     def build_weights(self):
         """Creates all variables, by one pass over a small picture."""
         self.loss_fn(tf.zeros([1, 64, 64, 3], tf.uint8), tf.constant([0.01]), tf.constant([0, 0]), tf.constant(0))
@@ -250,7 +271,7 @@ class Codec(tf.keras.Model):
         pictures = self.pictures(self.walk(walker), lmbda)
         return Estimate(pictures[-1], {name: walker.bits(name) for name in self.latent_names}, tuple(pictures))
 
-    def compress(self, x, lmbda, coder="tfc", reconstruct=False, layers=None, exact=None):
+    def compress(self, x, lmbda, coder="tfc", reconstruct=False, layers=None, exact=None, tile=None):
         """Codes one picture.
 
         Args:
@@ -260,21 +281,27 @@ class Codec(tf.keras.Model):
           reconstruct: also return the decoded pictures.
           layers: how many layers of a scalable model to code; None for all.
           exact: compute entropy parameters with integers (True), floats (False), or integers where the model has them (None).
+          tile: compute in tiles of so many cells a side (see `tiles`).
         """
         lmbda = tf.constant([lmbda], tf.float32)
-        walker = self._made_exact(entropy.Encoder(self.analysis(tf.constant(x)[None], lmbda), entropy.CODERS[coder], layers), exact)
-        latents = self.walk(walker)
-        pictures = tuple(map(_to_uint8, self.pictures(latents, lmbda))) if reconstruct else ()
+        with tiles.tiled(tile):
+            latents = self.analysis(x[None], lmbda)
+            walker = self._made_exact(entropy.Encoder(latents, entropy.CODERS[coder], layers), exact)
+            del latents
+            decoded = self.walk(walker)
+            pictures = tuple(tiles.to_uint8(picture)[0] for picture in self.pictures(decoded, lmbda)) if reconstruct else ()
         checksums = tuple(walker.checksums[names[-1]] for names in self.config.layers[:layers])
         return Coded(walker.strings, checksums, pictures)
 
-    def decompress(self, strings, checksums, height, width, lmbda, coder="tfc", exact=None, problems=None):
+    def decompress(self, strings, checksums, height, width, lmbda, coder="tfc", exact=None, problems=None, tile=None, window=None):
         """The picture uint8 [height, width, 3] (a padded size) that `compress` coded.
 
         Args:
           strings, checksums: as in `Coded`, of all layers or of the first ones.
           exact: as the encoder had it.
           problems: if given, a list that wrong checksums are added to instead of raised.
+          tile: compute in tiles of so many cells a side; the encoder need not have done so.
+          window: ((top, bottom), (left, right)) in cells: give this part of the picture only.
 
         Raises:
           BitstreamError: if the strings cannot be decoded.
@@ -285,7 +312,8 @@ class Codec(tf.keras.Model):
         walker = entropy.Decoder(strings, self.latent_shapes(height, width), entropy.CODERS[coder], len(checksums), problems is None)
         walker = self._made_exact(walker, exact)
         lmbda = tf.constant([lmbda], tf.float32)
-        latents = self.walk(walker)
+        with tiles.tiled(tile):
+            latents = self.walk(walker)
         for names, checksum in zip(self.config.layers, checksums):
             if walker.checksums[names[-1]] != checksum:
                 problem = "decoded latents differ from the coded ones: entropy parameters differ between encoder and decoder"
@@ -293,11 +321,8 @@ class Codec(tf.keras.Model):
                     raise ModelMismatchError(problem)
                 problems.append(problem)
                 break
-        return _to_uint8(self.synthesis(latents, lmbda))
-
-
-def _to_uint8(pictures):
-    return tf.cast(tf.round(tf.clip_by_value(pictures[0], 0.0, 255.0)), tf.uint8).numpy()
+        with tiles.tiled(max(itertools.chain(*window)) if window and tile is None else tile, window):
+            return tiles.to_uint8(self.synthesis(latents, lmbda))[0]
 
 
 # Keras adds these views of the same variables to the object graph.

@@ -7,6 +7,7 @@ from goconv_tf.layers import GDN, GoConv2D, GoConv2DTranspose, OctaveTensor, RDF
 from goconv_tf.layers.octave import crop, crop_like, split_filters
 from goconv_tf.models.base import Codec, stage
 from goconv_tf.models.octave import chain, estimate, halves, latent_sizes
+from goconv_tf.models.tiles import CELL, Extent
 from goconv_tf.presets import CRPEConfig
 
 PIXEL_SCALE = 255.0
@@ -33,6 +34,7 @@ class CRPE(Codec):
       config: CRPEConfig; None for the paper's at high rates (N = 448).
     """
 
+    can_tile = True
     exact_parts = ("h_s1", "h_s2", "f_y", "f_y_up", "f_z", "f_z_up", "up4_mean", "up4_scale", "up4_high", "fusion", "fusion_scale")
 
     def __init__(self, config=None, **kwargs):
@@ -79,16 +81,30 @@ class CRPE(Codec):
         widths = self.config.estimation_widths
         return [SignalConv2D(widths[0], 1), SignalConv2D(widths[1], 1), SignalConv2D(2 * channels, 1, use_bias=False)]
 
-    @stage
     def analysis(self, x, lmbda):
-        del lmbda
-        y = chain(self.g_a, tf.cast(x, tf.float32) / PIXEL_SCALE)
-        z1 = chain(self.h_a1, y)
+        y = self.transform(x, lmbda)
+        z1 = self.hyper_analysis1(y)
         latents = {"z1_low": z1.low, "z1_high": z1.high, "y_low": y.low, "y_high": y.high}
         if self.config.second_hyper:
-            z2 = chain(self.h_a2, z1)
+            z2 = self.hyper_analysis2(z1)
             latents.update(z2_high=z2.high, z2_low=z2.low)
         return latents
+
+    @stage(inputs=(CELL, None), outputs=(8, 4), margin=1)
+    def transform(self, x, lmbda):
+        """Pictures -> OctaveTensor y."""
+        del lmbda
+        return chain(self.g_a, tf.cast(x, tf.float32) / PIXEL_SCALE)
+
+    @stage(inputs=(8, 4), outputs=(2, 1), margin=2)
+    def hyper_analysis1(self, y):
+        """OctaveTensor y -> OctaveTensor z1."""
+        return chain(self.h_a1, y)
+
+    @stage
+    def hyper_analysis2(self, z1):
+        """OctaveTensor z1 -> OctaveTensor z2."""
+        return chain(self.h_a2, z1)
 
     @stage
     def hyper_synthesis2(self, z2_high, z2_low):
@@ -101,13 +117,13 @@ class CRPE(Codec):
         inputs = [crop_like(exact.apply(self.f_z_up, z1_low), p2_high), p2_high] if self.config.crpe_z else [p2_high]
         return estimate(self.f_z, inputs)
 
-    @stage
+    @stage(inputs=(2, 1, Extent(8)), outputs=(8, 4), margin=3)
     def hyper_synthesis1(self, z1_high, z1_low, size):
         """(P1_H, P1_L) for y_H of spatial size `size`, int32 [2]."""
         p = chain(self.h_s1, OctaveTensor(z1_high, z1_low))
         return crop(p.high, size), crop(p.low, (size + 1) // 2)
 
-    @stage
+    @stage(inputs=(4, 1), outputs=(4,), margin=2)
     def estimate_y_low(self, p1_low, p2_low):
         """Mean and scale of y_L, together, from both hyper layers."""
         (mean1, scale1), (mean2, scale2) = (exact.split(p, 2 * [p.shape[-1] // 2]) for p in (p1_low, p2_low))
@@ -116,7 +132,7 @@ class CRPE(Codec):
         scale = exact.apply(fuse_scale, exact.concat([scale1, crop_like(chain(self.up4_scale, scale2), scale1)]))
         return exact.concat([mean, scale])
 
-    @stage
+    @stage(inputs=(4, 2, 8), outputs=(8,), margin=2)
     def estimate_y_high(self, y_low, p2_high, p1_high):
         """Mean and scale of y_H, together."""
         inputs = [crop_like(exact.apply(self.f_y_up, y_low), p1_high)] if self.config.crpe_y else []
@@ -141,7 +157,7 @@ class CRPE(Codec):
         y_high = walker("y_high", self.conditional, *halves(self.estimate_y_high(walker.enter(y_low), p2_high, p1_high)))
         return OctaveTensor(y_high, y_low)
 
-    @stage
+    @stage(inputs=(8, 4, None), outputs=(CELL,), margin=1)
     def synthesis(self, latents, lmbda):
         del lmbda
         return tf.cast(chain(self.g_s, latents), tf.float32) * PIXEL_SCALE

@@ -7,6 +7,7 @@ from goconv_tf.layers import GoConv2D, GoConv2DTranspose, ModulatedGoConv2D, Mod
 from goconv_tf.layers.octave import crop, crop_like, split_filters
 from goconv_tf.models.base import Codec, stage
 from goconv_tf.models.octave import chain, estimate, halves, latent_sizes
+from goconv_tf.models.tiles import CELL, Extent
 from goconv_tf.presets import VariableRateConfig
 
 PIXEL_SCALE = 256.0  # x / 256, as in the paper
@@ -27,6 +28,7 @@ class VariableRate(Codec):
     """
 
     has_lambda = True
+    can_tile = True
     exact_parts = ("h_s", "f_up", "f_pe")
 
     def __init__(self, config=None, **kwargs):
@@ -55,23 +57,31 @@ class VariableRate(Codec):
         self.prior_z_high = FactorizedPrior(self.z_high_channels)
         self.conditional = GaussianConditional()
 
-    @stage
     def analysis(self, x, lmbda):
+        y = self.transform(x, lmbda)
+        z = self.hyper_analysis(y)
+        return {"z_low": z.low, "z_high": z.high, "y_low": y.low, "y_high": y.high}
+
+    @stage(inputs=(CELL, None), outputs=(8, 4), margin=1)
+    def transform(self, x, lmbda):
+        """Pictures -> OctaveTensor y."""
         y = tf.cast(x, tf.float32) / PIXEL_SCALE
         for layer in self.g_a:
             y = layer(y, lmbda)
-        z = y
-        for layer in self.h_a:
-            z = layer(z)
-        return {"z_low": z.low, "z_high": z.high, "y_low": y.low, "y_high": y.high}
+        return y
 
-    @stage
+    @stage(inputs=(8, 4), outputs=(2, 1), margin=2)
+    def hyper_analysis(self, y):
+        """OctaveTensor y -> OctaveTensor z."""
+        return chain(self.h_a, y)
+
+    @stage(inputs=(2, 1, Extent(8)), outputs=(8, 4), margin=3)
     def hyper_synthesis(self, z_high, z_low, size):
         """(psi_H, P_L) for y_H of spatial size `size`, int32 [2]."""
         p = chain(self.h_s, OctaveTensor(z_high, z_low))
         return crop(p.high, size), crop(p.low, (size + 1) // 2)
 
-    @stage
+    @stage(inputs=(4, 8), outputs=(8,), margin=1)
     def parameter_estimation(self, y_low, psi_high):
         """Mean and scale of y_H, together, from the decoded y_L and psi_H."""
         return estimate(self.f_pe, [crop_like(exact.apply(self.f_up, y_low), psi_high), psi_high])
@@ -84,7 +94,7 @@ class VariableRate(Codec):
         y_high = walker("y_high", self.conditional, *halves(self.parameter_estimation(walker.enter(y_low), psi_high)))
         return OctaveTensor(y_high, y_low)
 
-    @stage
+    @stage(inputs=(8, 4, None), outputs=(CELL,), margin=1)
     def synthesis(self, latents, lmbda):
         x = latents
         for layer in self.g_s:
