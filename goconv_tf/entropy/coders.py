@@ -25,28 +25,39 @@ class _Coder:
     """
 
     def encode(self, symbols, indexes, table):
-        values = symbols.astype(np.int64) - table.offset[indexes]
-        escape = table.escape[indexes]
-        outside = (values < 0) | (values >= escape)
-        below = values[outside] < 0
-        # At least 1, so that the leading digit need not be sent.
-        excess = np.where(below, -values[outside], values[outside] - escape[outside] + 1)
-        if (excess >= 2**ESCAPE_DIGITS).any():
-            raise ValueError("a latent is too large to be coded")
-        digits = np.floor(np.log2(np.maximum(excess, 1))).astype(np.int64)
-        bits = [excess[k] >> shift & 1 for k, n in enumerate(digits) for shift in range(n)]
-        digits_row, bit_row = len(table.rows) - 2, len(table.rows) - 1
-        return self._encode(
-            np.concatenate([np.where(outside, escape, values), digits, below, bits]).astype(np.int32),
-            np.concatenate([indexes, np.full(len(digits), digits_row), np.full(len(digits) + len(bits), bit_row)]).astype(np.int32),
-            table,
-        )
+        escaped = []  # (how far outside, at least 1, so that the leading digit need not be sent; whether below)
+
+        def batches():
+            for block in _blocks(len(symbols)):
+                rows = indexes[block]
+                values, escape = symbols[block] - table.offset[rows], table.escape[rows]
+                outside = np.flatnonzero((values < 0) | (values >= escape))
+                if len(outside):
+                    far = values[outside]
+                    below = far < 0
+                    escaped.append((np.where(below, -far, far - escape[outside] + 1).astype(np.int64), below))
+                    values[outside] = escape[outside]
+                yield values, rows
+            excess, below = (np.concatenate(parts) for parts in zip(*escaped)) if escaped else (np.zeros(0, np.int64), np.zeros(0, bool))
+            if (excess >= 2**ESCAPE_DIGITS).any():
+                raise ValueError("a latent is too large to be coded")
+            digits = np.floor(np.log2(np.maximum(excess, 1))).astype(np.int64)
+            bits = [excess[k] >> shift & 1 for k, n in enumerate(digits) for shift in range(n)]
+            digits_row, bit_row = len(table.rows) - 2, len(table.rows) - 1
+            rows = [np.full(len(digits), digits_row), np.full(len(digits) + len(bits), bit_row)]
+            yield np.concatenate([digits, below, bits]).astype(np.int32), np.concatenate(rows).astype(np.int32)
+
+        return self._encode(batches(), table)
 
     def decode(self, string, indexes, table, strict=True):
         decode, close = self._open(string, table)
-        values = decode(indexes).astype(np.int64)
-        escape = table.escape[indexes]
-        outside = np.flatnonzero(values == escape)
+        values = np.empty(len(indexes), np.int32)
+        outside = []
+        for block in _blocks(len(indexes)):
+            values[block] = decode(indexes[block])
+            outside.append(block.start + np.flatnonzero(values[block] == table.escape[indexes[block]]))
+            values[block] += table.offset[indexes[block]]
+        outside = np.concatenate(outside) if outside else np.zeros(0, np.int64)
         digits = decode(np.full(len(outside), len(table.rows) - 2))
         bits = decode(np.full(len(outside) + int(digits.sum()), len(table.rows) - 1)).tolist()
         ended = close()
@@ -55,9 +66,15 @@ class _Coder:
         start = len(outside)
         for k, n, below in zip(outside, digits.tolist(), bits[:start]):
             excess = (1 << n) + sum(bit << shift for shift, bit in enumerate(bits[start : start + n]))
-            values[k] = -excess if below else escape[k] + excess - 1
+            row = indexes[k]
+            values[k] = table.offset[row] + (-excess if below else table.escape[row] + excess - 1)
             start += n
-        return (values + table.offset[indexes]).astype(np.int32)
+        return values
+
+
+def _blocks(count):
+    """Slices of what is coded at once, so that memory stays bounded."""
+    return [slice(start, min(start + 2**22, count)) for start in range(0, count, 2**22)]
 
 
 class TfcCoder(_Coder):
@@ -65,9 +82,10 @@ class TfcCoder(_Coder):
 
     name = "tfc"
 
-    def _encode(self, values, rows, table):
+    def _encode(self, batches, table):
         handle = gen_ops.create_range_encoder([], table.lookup)
-        handle = gen_ops.entropy_encode_index(handle, rows, values)
+        for values, rows in batches:
+            handle = gen_ops.entropy_encode_index(handle, rows, values)
         return gen_ops.entropy_encode_finalize(handle).numpy()
 
     def _open(self, string, table):
@@ -108,22 +126,22 @@ class RangeCoderCoder(_Coder):
         for row, where in zip(used, np.split(order, starts[1:])):
             yield table.rows[row], where
 
-    def _encode(self, values, rows, table):
+    def _encode(self, batches, table):
         import range_coder
 
         with tempfile.TemporaryDirectory() as folder:
             path = os.path.join(folder, "stream")
             encoder = range_coder.RangeEncoder(path)
-            # Escape rows come last in the table, so that this is also the order of decoding.
-            for cdf, where in self._batches(rows, table):
-                if len(cdf) - 1 <= self._block:
-                    encoder.encode(values[where].tolist(), cdf)
-                else:
-                    coarse, fine = self._split(cdf)
-                    block, rest = np.divmod(values[where], self._block)
-                    encoder.encode(block.tolist(), coarse)
-                    for k, n in zip(block, rest.tolist()):
-                        encoder.encode([n], fine[k])
+            for values, rows in batches:
+                for cdf, where in self._batches(rows, table):
+                    if len(cdf) - 1 <= self._block:
+                        encoder.encode(values[where].tolist(), cdf)
+                    else:
+                        coarse, fine = self._split(cdf)
+                        block, rest = np.divmod(values[where], self._block)
+                        encoder.encode(block.tolist(), coarse)
+                        for k, n in zip(block, rest.tolist()):
+                            encoder.encode([n], fine[k])
             encoder.close()
             with open(path, "rb") as f:
                 return f.read()
