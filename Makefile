@@ -2,6 +2,7 @@
 # make test   lint and the whole test suite
 # make results IMAGES=folder   curves, BD-rates, tables, plots and a page to look at into results/
 # make fuzz   coverage-guided fuzzing of streams for FUZZ_SECONDS (60), finds into fuzz/
+# make bench IMAGES=folder PHOTOS=folder   benchmarks into benchmarks/results/
 # make lint   ruff and mypy only
 # make format let ruff rewrite the code
 
@@ -11,7 +12,7 @@ PYTHON ?= $(shell for p in python3.11 python3.10 python3.9 python3 python; do \
 BIN := .venv/bin
 export TF_CPP_MIN_LOG_LEVEL := 3
 
-.PHONY: setup demo test results fuzz lint format clean
+.PHONY: setup demo test results fuzz bench lint format clean
 setup: .venv/done
 
 .venv/done: requirements.txt setup.py
@@ -41,9 +42,20 @@ fuzz: setup
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check atheris==2.3.0
 	$(BIN)/python tests/fuzz.py $(or $(FUZZ_SECONDS),60)
 
+# The peer has an environment of its own: torch and TensorFlow want different packages.
+.venv-peer/done: benchmarks/requirements.txt
+	$(PYTHON) -m venv .venv-peer
+	.venv-peer/bin/python -m pip install --quiet --disable-pip-version-check --extra-index-url https://download.pytorch.org/whl/cpu -r benchmarks/requirements.txt
+	.venv-peer/bin/python -m pip install --quiet --disable-pip-version-check --no-deps compressai==1.2.8 pytorch-msssim==1.0.0
+	touch $@
+
+bench: setup .venv-peer/done
+	@test -n "$(IMAGES)" -a -n "$(PHOTOS)" || { echo "make bench IMAGES=kodak-folder PHOTOS=training-folder [SECTIONS='peer peak ...']"; exit 2; }
+	$(BIN)/python benchmarks/bench.py --images "$(IMAGES)" --photos "$(PHOTOS)" --peer_python .venv-peer/bin/python $(SECTIONS)
+
 format: setup
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf .venv build dist demo *.egg-info .pytest_cache .ruff_cache .mypy_cache
+	rm -rf .venv .venv-peer build dist demo *.egg-info .pytest_cache .ruff_cache .mypy_cache

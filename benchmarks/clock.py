@@ -2,6 +2,7 @@
 
 import json
 import resource
+import statistics
 import sys
 import time
 
@@ -35,3 +36,16 @@ def answer_requests(answer):
     for line in sys.stdin:
         result = answer(json.loads(line))
         print(json.dumps({**result, "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}), flush=True)
+
+
+def repeat(actions, count):
+    """{name: median seconds} of `count` calls of each action, taking turns, after one that is not counted."""
+    for action in actions.values():
+        action()
+    seconds = {name: [] for name in actions}
+    for _ in range(count):
+        for name, action in actions.items():
+            begin = time.perf_counter()
+            action()
+            seconds[name].append(time.perf_counter() - begin)
+    return {name: statistics.median(values) for name, values in seconds.items()}
