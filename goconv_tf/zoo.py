@@ -6,9 +6,11 @@ Only `load_pretrained` and `save_pretrained` import TensorFlow.
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import json
 import os
+import threading
 import zlib
 from typing import Any, Dict, List, NamedTuple
 
@@ -19,6 +21,7 @@ from goconv_tf.presets import make_config
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
 PREVIOUS_FILE = "previous.safetensors"  # there only while a folder is written
 FORMAT = 1
+MAX_SHARED = 4  # models that `shared` keeps
 
 
 class ModelInfo(NamedTuple):
@@ -244,6 +247,21 @@ def load_pretrained(name_or_path: str, fold: bool = True):
     if fold:
         model.fold()
     return model
+
+
+_sharing = threading.Lock()
+
+
+@functools.lru_cache(maxsize=MAX_SHARED)
+def _shared(path, fingerprint):
+    return load_pretrained(path)
+
+
+def shared(name_or_path: str):
+    """`load_pretrained`, once a process: the last `MAX_SHARED` models are kept, and loaded again where their weights have changed."""
+    info = find_model(name_or_path)
+    with _sharing:
+        return _shared(info.path, info.fingerprint)
 
 
 def integers_hash(model) -> str:
