@@ -33,7 +33,8 @@ setup(
         "bjontegaard",
     ],
     extras_require={
+        "beam": ["apache-beam~=2.69"],
         "demo": ["scikit-image"],
-        "test": ["pytest", "pytest-xdist", "websocket-client", "ruff", "mypy", "scikit-image"],
+        "test": ["pytest", "pytest-xdist", "websocket-client", "ruff", "mypy", "scikit-image", "apache-beam~=2.69"],
     },
 )

@@ -4,6 +4,7 @@ A folder holds config.json, model.safetensors (weights and coding tables) and RE
 Only `load_pretrained` and `save_pretrained` import TensorFlow.
 """
 
+import atexit
 import contextlib
 import dataclasses
 import functools
@@ -255,6 +256,9 @@ _sharing = threading.Lock()
 @functools.lru_cache(maxsize=MAX_SHARED)
 def _shared(path, fingerprint):
     return load_pretrained(path)
+
+
+atexit.register(_shared.cache_clear)  # while TensorFlow is still whole
 
 
 def shared(name_or_path: str):
