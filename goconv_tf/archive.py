@@ -6,7 +6,6 @@ is done: a second run looks at the outputs, makes those that are missing, and wr
 
 import contextlib
 import dataclasses
-import functools
 import io
 import json
 import math
@@ -146,11 +145,6 @@ def finished(task, source, target) -> Dict[str, Any]:
     raise GoConvError(f"{target} is in the way: {task.model} did not write it")
 
 
-@functools.lru_cache(maxsize=zoo.MAX_SHARED)
-def _subject(model, entropy_coder):
-    return evaluation.ModelSubject(model, entropy_coder)
-
-
 def make(task, source) -> Tuple[bytes, Dict[str, Any]]:
     """(the output's bytes, its measures)."""
     data = read(source)
@@ -161,7 +155,7 @@ def make(task, source) -> Tuple[bytes, Dict[str, Any]]:
         return _png(codec.decode(zoo.shared(info.path), stream, task.layers)), describe(data)
     picture = codec.read_picture(source, task.max_pixels, io.BytesIO(data))
     if task.command == "evaluate":
-        measures, coded = evaluation.measure_picture(_subject(task.model, task.entropy_coder), picture, task.point)
+        measures, coded = evaluation.measure_picture(evaluation.ModelSubject(task.model, task.entropy_coder), picture, task.point)
         row = {**describe(coded), **measures}
         return (json.dumps(row) + "\n").encode(), row
     coded = codec.compress(zoo.shared(task.model), picture, entropy_coder=task.entropy_coder, **task.point).data
