@@ -33,7 +33,9 @@ setup(
         "bjontegaard",
     ],
     extras_require={
+        "beam": ["apache-beam~=2.69"],
+        "hub": ["huggingface_hub>=0.36"],
         "demo": ["scikit-image"],
-        "test": ["pytest", "pytest-xdist", "websocket-client", "ruff", "mypy", "scikit-image"],
+        "test": ["pytest", "pytest-xdist", "websocket-client", "ruff", "mypy", "scikit-image", "apache-beam~=2.69", "huggingface_hub>=0.36"],
     },
 )

@@ -14,7 +14,7 @@ import sys
 
 import numpy as np
 
-from goconv_tf import commands, evaluation, plots, published, zoo
+from goconv_tf import cards, commands, evaluation, plots, published, zoo
 from goconv_tf.errors import UsageError
 from goconv_tf.files import atomic_write
 
@@ -43,6 +43,7 @@ def main():
     parser.add_argument("model", help="Model folder.")
     parser.add_argument("--results", default="results", help="Folder with its results and the other codecs' (default: %(default)s).")
     parser.add_argument("--notes", default="", help="Text for the card: data, machine, how it was trained (default: what it says now).")
+    parser.add_argument("--license", default="apache-2.0", help="For a card that names none, as Hugging Face's hub calls it (default: %(default)s).")
     args = parser.parse_args()
     info = zoo.find_model(args.model)
     path = os.path.join(args.results, f"{info.name}.json")
@@ -64,6 +65,7 @@ def main():
         config = json.load(f)
     config["card"].pop("jpeg", None)
     config["card"]["kodak"] = rows
+    config["card"].setdefault("license", args.license)
     config["card"]["notes"] = args.notes or config["card"].get("notes", "")
     plots.rate_distortion(os.path.join(info.path, "curve.png"), [{**own, "style": "o-"}, *others], max_bpp=1.5 * max(row["bpp"] for row in rows))
     training = config["card"].get("training", {})
@@ -72,7 +74,8 @@ def main():
     config["card"]["parameters"] = parameters
     atomic_write(config_path, (json.dumps(config, indent=1) + "\n").encode())
     asked = [(key, key, ".5g") for key in ("lmbda", "layers") if key in rows[0]]
-    text = f"""# {info.name}
+    text = f"""{cards.front_matter(info._replace(card=config["card"]))}
+# {info.name}
 
 {info.model}, {parameters / 1e6:.2f} million parameters, {size / 2**20:.1f} MiB, {info.config.rates}, fingerprint {info.fingerprint}.
 

@@ -38,6 +38,7 @@ MAX_SECTIONS = 64  # of a layer
 _INEXACT = 128
 
 _FIXED = struct.Struct("<4sBBIII")
+HEADER_BYTES = _FIXED.size + 4 * 5  # the most that comes before the first layer
 
 
 def quantize_lmbda(lmbda: float) -> int:
@@ -151,6 +152,41 @@ def _report(problem, problems):
     problems.append(problem)
 
 
+def _start(reader):
+    """(fields of the file's start, number of layers, sections of each) from a reader at its beginning."""
+    data = reader.data
+    if not data:
+        raise BitstreamError("the file is empty")
+    if not data.startswith(MAGIC[: len(data)]):
+        raise BitstreamError("not a goconv_tf file")
+    if len(data) > 4 and data[4] != VERSION:
+        raise BitstreamError(f"a goconv_tf file of version {data[4]}; this program reads version {VERSION}")
+    fixed = _FIXED.unpack(reader.take(_FIXED.size))
+    height, width, layer_count, section_count = (reader.varint() for _ in range(4))
+    if not 0 < layer_count <= MAX_LAYERS or not 0 < section_count <= MAX_SECTIONS:
+        raise BitstreamError(f"the file is damaged: {layer_count} layers of {section_count} sections")
+    return (*fixed[2:], height, width), layer_count, section_count
+
+
+def _stream(fields, layers, missing, max_pixels) -> Stream:
+    """The stream of `_start`'s fields, if they are within bounds."""
+    coder, model_id, fingerprint, lmbda_code, height, width = fields
+    exact, coder = coder < _INEXACT, coder % _INEXACT
+    if coder >= len(CODER_NAMES):
+        raise BitstreamError(f"the file needs an entropy coder this program does not know (number {coder})")
+    if not 0 < height * width <= max_pixels:
+        raise BitstreamError(f"the file claims {width} x {height} pixels; the limit is {max_pixels} (see --max_megapixels)")
+    if lmbda_code >= LMBDA_SCALE:
+        raise BitstreamError("the file is damaged: lambda is out of range")
+    return Stream(CODER_NAMES[coder], model_id, fingerprint, lmbda_code, height, width, layers, missing, exact)
+
+
+def unpack_header(data: bytes, max_pixels: float) -> Stream:
+    """The stream that a file's first `HEADER_BYTES` tell of, with no layers; `missing` counts them. BitstreamError as `unpack`."""
+    fields, layer_count, _ = _start(_Reader(data))
+    return _stream(fields, [], layer_count, max_pixels)
+
+
 def unpack(data: bytes, max_pixels: int, allow_truncated: bool = False, problems: Optional[List[str]] = None) -> Stream:
     """The stream in a file's bytes.
 
@@ -164,17 +200,8 @@ def unpack(data: bytes, max_pixels: int, allow_truncated: bool = False, problems
       BitstreamError: if it is not a stream of ours or of another version, is cut short, damaged,
         continued by other data, or claims more than max_pixels pixels.
     """
-    if not data:
-        raise BitstreamError("the file is empty")
-    if not data.startswith(MAGIC[: len(data)]):
-        raise BitstreamError("not a goconv_tf file")
-    if len(data) > 4 and data[4] != VERSION:
-        raise BitstreamError(f"a goconv_tf file of version {data[4]}; this program reads version {VERSION}")
     reader = _Reader(data)
-    _, _, coder, model_id, fingerprint, lmbda_code = _FIXED.unpack(reader.take(_FIXED.size))
-    height, width, layer_count, section_count = (reader.varint() for _ in range(4))
-    if not 0 < layer_count <= MAX_LAYERS or not 0 < section_count <= MAX_SECTIONS:
-        raise BitstreamError(f"the file is damaged: {layer_count} layers of {section_count} sections")
+    fields, layer_count, section_count = _start(reader)
     layers: List[Layer] = []
     crc = 0
     checked = 0  # how much of the file the checksum covers
@@ -202,11 +229,4 @@ def unpack(data: bytes, max_pixels: int, allow_truncated: bool = False, problems
             raise
         if not allow_truncated:
             raise BitstreamError(f"{error}; its first {len(layers)} of {layer_count} layers are whole (see --allow_truncated)") from None
-    exact, coder = coder < _INEXACT, coder % _INEXACT
-    if coder >= len(CODER_NAMES):
-        raise BitstreamError(f"the file needs an entropy coder this program does not know (number {coder})")
-    if not 0 < height * width <= max_pixels:
-        raise BitstreamError(f"the file claims {width} x {height} pixels; the limit is {max_pixels} (see --max_megapixels)")
-    if lmbda_code >= LMBDA_SCALE:
-        raise BitstreamError("the file is damaged: lambda is out of range")
-    return Stream(CODER_NAMES[coder], model_id, fingerprint, lmbda_code, height, width, layers, layer_count - len(layers), exact)
+    return _stream(fields, layers, layer_count - len(layers), max_pixels)

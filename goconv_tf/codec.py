@@ -5,7 +5,7 @@ import math
 from typing import NamedTuple, Optional
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from goconv_tf import bitstream, zoo
 from goconv_tf.errors import BitstreamError, CheckpointError, GoConvError, ImageError, ModelMismatchError, RateError, UsageError
@@ -37,25 +37,35 @@ def _pillow_without_limit():
         Image.MAX_IMAGE_PIXELS = limit
 
 
-def read_picture(path, max_pixels: int = MAX_PIXELS):
+def from_pillow(image, name):
+    """A Pillow image as `read_picture` gives it; ImageError, about `name`, if it has transparency or more than 8 bits a sample."""
+    if "A" in image.getbands() or "a" in image.getbands() or "transparency" in image.info:
+        raise ImageError(f"{name}: has transparency, which is not coded; flatten the picture first")
+    if image.mode not in _PLAIN_MODES or _is_deep(image):
+        raise ImageError(f"{name}: mode {image.mode} with its depth is not supported; convert it to 8 bits a sample, RGB or grey")
+    return np.array(ImageOps.exif_transpose(image).convert("RGB"))
+
+
+def read_picture(path, max_pixels: int = MAX_PIXELS, file=None):
     """A picture file as uint8 [h, w, 3], turned as its EXIF says; greyscale and palette pictures are converted.
+
+    Args:
+      file: the opened file, where path is only what messages call it.
 
     Raises:
       ImageError: if it cannot be read, has transparency or more than 8 bits a sample, or is too large.
     """
     try:
-        with _pillow_without_limit(), Image.open(path) as image:
+        with _pillow_without_limit(), Image.open(path if file is None else file) as image:
             if image.width * image.height > max_pixels:
                 raise ImageError(f"{path}: {image.width} x {image.height} pixels; the limit is {max_pixels} (see --max_megapixels)")
-            if "A" in image.getbands() or "a" in image.getbands() or "transparency" in image.info:
-                raise ImageError(f"{path}: has transparency, which is not coded; flatten the picture first")
-            if image.mode not in _PLAIN_MODES or _is_deep(image):
-                raise ImageError(f"{path}: mode {image.mode} with its depth is not supported; convert it to 8 bits a sample, RGB or grey")
-            return np.array(ImageOps.exif_transpose(image).convert("RGB"))
+            return from_pillow(image, path)
     except ImageError:
         raise
     except FileNotFoundError:
         raise ImageError(f"{path}: no such file") from None
+    except UnidentifiedImageError:
+        raise ImageError(f"{path}: cannot be read as a picture (in no format that Pillow knows)") from None
     except MemoryError:
         raise ImageError(f"{path}: not enough memory") from None
     except Exception as error:  # Pillow raises almost anything on damaged files

@@ -65,7 +65,7 @@ class ModelSubject:
 
     @functools.cached_property
     def model(self):
-        return zoo.load_pretrained(self.info.path)
+        return zoo.shared(self.info.path)
 
     def code(self, picture, point) -> Coding:
         import tensorflow as tf
@@ -135,11 +135,15 @@ def make_subject(kind, *args):
 
 def measure(subject, path, point) -> Dict[str, Optional[float]]:
     """All measures of one picture file; those that are not defined are None."""
-    picture = codec.read_picture(path)
+    return measure_picture(subject, codec.read_picture(path), point)[0]
+
+
+def measure_picture(subject, picture, point) -> Tuple[Dict[str, Optional[float]], bytes]:
+    """(`measure` of uint8 [h, w, 3], the coded file)."""
     coding = subject.code(picture, point)
     row: Dict[str, Any] = {"bpp": metrics.bpp(coding.data, *picture.shape[:2]), **metrics.quality(picture, coding.decoded), **coding.more}
     row.update(encoding_time=coding.encoding_time, decoding_time=coding.decoding_time)
-    return {key: value if math.isfinite(value) else None for key, value in row.items()}
+    return {key: value if math.isfinite(value) else None for key, value in row.items()}, coding.data
 
 
 _subjects: Dict[tuple, Any] = {}

@@ -1,24 +1,29 @@
 """Model folders: where pretrained weights are, what they are called, how they are read and written.
 
-A folder holds config.json, model.safetensors (weights and coding tables) and README.md (the card).
+A folder holds config.json, model.safetensors (weights and coding tables) and README.md (the card), as repositories on Hugging Face's hub do.
 Only `load_pretrained` and `save_pretrained` import TensorFlow.
 """
 
+import atexit
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import json
 import os
+import threading
 import zlib
 from typing import Any, Dict, List, NamedTuple
 
+from goconv_tf import cards, hub
 from goconv_tf.errors import CheckpointError, UsageError
-from goconv_tf.files import staged
+from goconv_tf.files import atomic_write, staged
 from goconv_tf.presets import make_config
 
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
 PREVIOUS_FILE = "previous.safetensors"  # there only while a folder is written
 FORMAT = 1
+MAX_SHARED = 4  # models that `shared` keeps
 
 
 class ModelInfo(NamedTuple):
@@ -92,7 +97,12 @@ def list_models() -> List[ModelInfo]:
 
 
 def find_model(name_or_path: str) -> ModelInfo:
-    """The model with a zoo name, in a folder, or exported into a training folder."""
+    """The model with a zoo name, in a folder, exported into a training folder, or on Hugging Face's hub (hf://ORGANISATION/NAME[@REVISION])."""
+    if name_or_path.startswith(hub.PREFIX):
+        path = hub.fetch(name_or_path, (CONFIG_FILE, WEIGHTS_FILE))
+        if not os.path.exists(os.path.join(path, CONFIG_FILE)):
+            raise CheckpointError(f"{name_or_path} is not a model folder: it has no {CONFIG_FILE}")
+        return read_info(path)
     for folder in [""] + zoo_folders():
         path = os.path.join(folder, name_or_path)
         for candidate in (path, os.path.join(path, "export")):
@@ -110,13 +120,13 @@ def _fingerprint(name: str, fields: dict, sha256: str) -> str:
 
 
 def save_pretrained(model, path: str, name: str, card=None, dtype: str = "float32") -> ModelInfo:
-    """Writes a model's weights and coding tables as a model folder.
+    """Writes a model's weights and coding tables as a model folder, and a card (README.md) unless somebody else wrote one.
 
     Args:
       model: a Codec with weights; its tables are built first if they are not there.
       path: folder to write, made if missing.
       name: what streams call it.
-      card: facts for config.json.
+      card: facts for config.json; "license" (as Hugging Face names it), "notes" and "kodak" (results) also show in README.md.
       dtype: "float32" or "float16", of the weights in the file.
     """
     import numpy as np
@@ -156,8 +166,22 @@ def save_pretrained(model, path: str, name: str, card=None, dtype: str = "float3
         "card": card or {},
     }
     os.makedirs(path, exist_ok=True)
+    card_path = os.path.join(path, cards.CARD_FILE)
+    own_card = not os.path.exists(card_path) or _is_own_card(card_path, path)
     _replace(path, data, (json.dumps(contents, indent=1) + "\n").encode())
-    return read_info(path)
+    info = read_info(path)
+    if own_card:
+        atomic_write(card_path, cards.default_card(info).encode())
+    return info
+
+
+def _is_own_card(card_path, path) -> bool:
+    """Whether a folder's README.md is word for word what `save_pretrained` wrote."""
+    try:
+        with open(card_path, encoding="utf-8") as f:
+            return f.read() == cards.default_card(read_info(path))
+    except (OSError, ValueError, CheckpointError):
+        return False
 
 
 def _replace(path, weights, config):
@@ -199,7 +223,7 @@ def load_pretrained(name_or_path: str, fold: bool = True):
     """A model from the zoo or a folder, ready to code.
 
     Args:
-      name_or_path: a zoo name, a model folder, or a training folder with an export.
+      name_or_path: a zoo name, a model folder, a training folder with an export, or hf://ORGANISATION/NAME[@REVISION].
       fold: fix convolution kernels, which codes faster; False to train on.
 
     Returns:
@@ -244,6 +268,24 @@ def load_pretrained(name_or_path: str, fold: bool = True):
     if fold:
         model.fold()
     return model
+
+
+_sharing = threading.Lock()
+
+
+@functools.lru_cache(maxsize=MAX_SHARED)
+def _shared(path, fingerprint):
+    return load_pretrained(path)
+
+
+atexit.register(_shared.cache_clear)  # while TensorFlow is still whole
+
+
+def shared(name_or_path: str):
+    """`load_pretrained`, once a process: the last `MAX_SHARED` models are kept, and loaded again where their weights have changed."""
+    info = find_model(name_or_path)
+    with _sharing:
+        return _shared(info.path, info.fingerprint)
 
 
 def integers_hash(model) -> str:

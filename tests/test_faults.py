@@ -85,7 +85,7 @@ def test_killed_between_the_two_files_of_a_model(model, model_dir, tmp_path, mon
     data = codec.compress(model, draw(40, 40), lmbda=0.02).data
     np.testing.assert_array_equal(codec.decompress(found, data), codec.decompress(model, data))
     saved = zoo.save_pretrained(loaded, folder, "tiny-test")
-    assert saved.fingerprint != model.info.fingerprint and sorted(os.listdir(folder)) == ["config.json", "model.safetensors"]
+    assert saved.fingerprint != model.info.fingerprint and sorted(os.listdir(folder)) == ["README.md", "config.json", "model.safetensors"]
     os.remove(os.path.join(folder, zoo.WEIGHTS_FILE))
     with pytest.raises(CheckpointError, match="no such file"):
         zoo.load_pretrained(folder)

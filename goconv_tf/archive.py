@@ -1,0 +1,297 @@
+"""Archives of pictures as an Apache Beam pipeline, on any filesystem and runner that Beam has; the command is `python -m goconv_tf.beam`.
+
+Every input ends as an output file or as a dead letter. Outputs appear under their names only when they are whole, so that what is there
+is done: a second run looks at the outputs, makes those that are missing, and writes the reports anew.
+"""
+
+import contextlib
+import dataclasses
+import io
+import json
+import math
+import posixpath
+import re
+import threading
+import types
+import uuid
+from typing import Any, Dict, Iterable, List, Optional, Tuple
+
+import apache_beam as beam
+from apache_beam.io.filesystem import CompressionTypes, FileSystem
+from apache_beam.io.filesystems import FileSystems
+from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions
+
+from goconv_tf import bitstream, codec, commands, evaluation, zoo
+from goconv_tf.errors import BitstreamError, CheckpointError, GoConvError, UsageError
+
+EXTENSIONS = {"compress": commands.STREAM_EXTENSION, "decompress": commands.PICTURE_EXTENSION, "evaluate": ".json"}
+SETTINGS, METRICS, DEAD_LETTERS, SUMMARY = "_settings.json", "_metrics.jsonl", "_dead_letters.jsonl", "_summary.json"
+TEMPORARY = "_temporary"
+_RAW = CompressionTypes.UNCOMPRESSED  # or Beam would unpack files named .gz
+
+_coding = threading.Lock()  # a picture at a time in each process: TensorFlow uses the cores, and memory is checked before each
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """What is done to every input. model: as `zoo.find_model` takes it; None: decompress looks it up. fingerprint: of its weights."""
+
+    command: str
+    output: str
+    model: Optional[str] = None
+    fingerprint: Optional[str] = None
+    lmbda: Optional[float] = None
+    target_bpp: Optional[float] = None
+    layers: Optional[int] = None
+    entropy_coder: str = "tfc"
+    allow_truncated: bool = False
+    max_pixels: int = codec.MAX_PIXELS
+
+    @property
+    def point(self) -> Dict[str, Any]:
+        return {name: getattr(self, name) for name in ("lmbda", "target_bpp", "layers") if getattr(self, name) is not None}
+
+    @property
+    def settings(self) -> Dict[str, Any]:
+        """What the outputs depend on."""
+        names = ("command", "fingerprint", "lmbda", "target_bpp", "layers", "entropy_coder")
+        return {name: getattr(self, name) for name in names}
+
+
+def make_task(command, output, model=None, **settings) -> Task:
+    """A Task whose model is there and reaches what is asked of it; UsageError, CheckpointError or RateError otherwise."""
+    if re.search(r"[*?\[]", output):
+        raise UsageError(f"{output}: --output must not have wildcards")
+    if model is None:
+        return Task(command, output, **settings)
+    info = zoo.find_model(model)
+    task = Task(command, output, model, info.fingerprint, **settings)
+    if command != "decompress":
+        codec.check_operating_point(types.SimpleNamespace(config=info.config, has_lambda=hasattr(info.config, "lmbda_min")), **task.point)
+    return task
+
+
+def plan(task, pattern) -> List[Tuple[str, str]]:
+    """[(input, output)] of the files that match, with their folders below the pattern's fixed part; UsageError if two share an output."""
+    if "/" not in pattern:
+        pattern = "./" + pattern
+    base = re.split(r"[*?\[]", pattern)[0].rpartition("/")[0] + "/"
+    sources = sorted({found.path for found in FileSystems.match([pattern])[0].metadata_list})
+    if not sources:
+        raise UsageError(f"{pattern}: no files match")
+    taken: Dict[str, str] = {}
+    reserved = {FileSystems.join(task.output, name) for name in (SETTINGS, METRICS, DEAD_LETTERS, SUMMARY)}
+    matches = re.compile(FileSystem.translate_pattern(pattern)).match
+    for source in sources:
+        target = FileSystems.join(task.output, *posixpath.splitext(source[len(base) :])[0].split("/")) + EXTENSIONS[task.command]
+        if target in taken:
+            raise UsageError(f"{taken[target]} and {source} would both be written to {target}")
+        if target in reserved or matches(target):
+            raise UsageError(f"{source} would be written to {target}, which is " + ("a report" if target in reserved else "an input itself"))
+        taken[target] = source
+    return [(source, target) for target, source in taken.items()]
+
+
+def read(path) -> bytes:
+    with FileSystems.open(path, compression_type=_RAW) as f:
+        return f.read()
+
+
+def write(task, target, parts: Iterable[bytes], replace=False) -> None:
+    """Writes a file whole or not at all; one that is there stays, unless it is to be replaced."""
+    temporary = FileSystems.join(task.output, TEMPORARY, uuid.uuid4().hex)
+    with FileSystems.create(temporary, compression_type=_RAW) as f:
+        for part in parts:
+            f.write(part)
+    folder = FileSystems.split(target)[0]
+    if not FileSystems.exists(folder):
+        with contextlib.suppress(OSError):  # another process was faster
+            FileSystems.mkdirs(folder)
+    try:
+        FileSystems.rename([temporary], [target])
+    except OSError:
+        # Some filesystems do not rename to what is there.
+        if not FileSystems.exists(target):
+            raise
+        if replace:
+            FileSystems.delete([target])
+            FileSystems.rename([temporary], [target])
+
+
+def describe(data) -> Dict[str, Any]:
+    """What a stream's header and length say."""
+    stream = bitstream.unpack_header(data, math.inf)
+    pixels = stream.height * stream.width
+    lmbda = bitstream.dequantize_lmbda(stream.lmbda_code) or None
+    size = {"width": stream.width, "height": stream.height, "pixels": pixels}
+    return {"bytes": len(data), "bpp": 8 * len(data) / pixels, "lmbda": lmbda, "layers": stream.missing, **size}
+
+
+def finished(task, source, target) -> Dict[str, Any]:
+    """The measures of an output that is there; GoConvError if it is not one."""
+    if task.command == "decompress":
+        return describe(read(source))
+    data = read(target)
+    if task.command == "evaluate":
+        try:
+            return json.loads(data)
+        except ValueError:
+            raise GoConvError(f"{target} is in the way: it is no result of evaluate") from None
+    try:
+        if bitstream.unpack_header(data, math.inf).fingerprint == int(task.fingerprint, 16):
+            return describe(data)
+    except BitstreamError:
+        pass
+    raise GoConvError(f"{target} is in the way: {task.model} did not write it")
+
+
+def make(task, source) -> Tuple[bytes, Dict[str, Any]]:
+    """(the output's bytes, its measures)."""
+    data = read(source)
+    if task.command == "decompress":
+        stream = bitstream.unpack(data, task.max_pixels, task.allow_truncated)
+        info = zoo.find_model(task.model) if task.model else codec.find_stream_model(stream)
+        codec.check_model(stream, info)
+        return _png(codec.decode(zoo.shared(info.path), stream, task.layers)), describe(data)
+    picture = codec.read_picture(source, task.max_pixels, io.BytesIO(data))
+    if task.command == "evaluate":
+        measures, coded = evaluation.measure_picture(evaluation.ModelSubject(task.model, task.entropy_coder), picture, task.point)
+        row = {**describe(coded), **measures}
+        return (json.dumps(row) + "\n").encode(), row
+    coded = codec.compress(zoo.shared(task.model), picture, entropy_coder=task.entropy_coder, **task.point).data
+    return coded, describe(coded)
+
+
+def _png(picture) -> bytes:
+    buffer = io.BytesIO()
+    codec.Image.fromarray(picture).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+class Work(beam.DoFn):
+    """(input, output) -> its measures; or, tagged "dead", why there are none."""
+
+    def __init__(self, task):
+        self.task = task
+
+    def process(self, pair):
+        source, target = pair
+        try:
+            if FileSystems.exists(target):
+                row = finished(self.task, source, target)
+            else:
+                with _coding:
+                    data, row = make(self.task, source)
+                write(self.task, target, [data])
+        except CheckpointError:
+            raise  # no picture's fault
+        except Exception as error:  # one picture must not stop the others
+            kind = "" if isinstance(error, (GoConvError, OSError)) else f"{type(error).__name__}: "
+            yield beam.pvalue.TaggedOutput("dead", {"path": source, "reason": kind + " ".join(str(error).split())})
+        else:
+            yield {"path": source, "output": target, **row}
+
+
+class _Means:
+    """Sums of measures while their rows are written."""
+
+    def __init__(self):
+        self.count = self.bytes = self.pixels = 0
+        self.sums: Dict[str, Tuple[float, int]] = {}
+
+    def lines(self, rows):
+        for row in rows:
+            self.count += 1
+            self.bytes += row.get("bytes", 0)
+            self.pixels += row.get("pixels", 0)
+            for name in ("lmbda", *evaluation.MEASURES):
+                if row.get(name) is not None:
+                    total, count = self.sums.get(name, (0.0, 0))
+                    self.sums[name] = (total + row[name], count + 1)
+            yield (json.dumps(row) + "\n").encode()
+
+
+def report(task, rows, dead) -> None:
+    """Writes the three reports; the summary last."""
+
+    def path(name):
+        return FileSystems.join(task.output, name)
+
+    means, letters = _Means(), _Means()
+    write(task, path(METRICS), means.lines(rows), replace=True)
+    write(task, path(DEAD_LETTERS), letters.lines(dead), replace=True)
+    summary = {
+        **task.settings,
+        "inputs": means.count + letters.count,
+        "done": means.count,
+        "dead_letters": letters.count,
+        "bytes": means.bytes,
+        "bpp_overall": 8 * means.bytes / means.pixels if means.pixels else None,
+        "means": {name: {"mean": total / count, "pictures": count} for name, (total, count) in means.sums.items()},
+    }
+    write(task, path(SUMMARY), [(json.dumps(summary, indent=1) + "\n").encode()], replace=True)
+
+
+def check_settings(task) -> None:
+    """Remembers what a folder's outputs were made with; UsageError if that was something else."""
+    path = FileSystems.join(task.output, SETTINGS)
+    if not FileSystems.exists(path):
+        write(task, path, [(json.dumps(task.settings, indent=1) + "\n").encode()])
+        return
+    before = json.loads(read(path))
+    other = [f"{name} {before.get(name)}, not {value}" for name, value in task.settings.items() if before.get(name) != value]
+    if other:
+        raise UsageError(f"{task.output} holds outputs of other settings ({'; '.join(other)}): name another --output")
+
+
+def clean(folder) -> None:
+    """Removes what killed runs left."""
+    left = [found.path for found in FileSystems.match([FileSystems.join(folder, "**")])[0].metadata_list]
+    if left:
+        FileSystems.delete(left)
+    if FileSystems.exists(folder):
+        FileSystems.delete([folder])
+
+
+def make_options(flags) -> PipelineOptions:
+    """Beam's options; UsageError for what Beam does not know, which is more likely a mistyped flag of ours."""
+    parsers: List[Any] = []
+    PipelineOptions([]).get_all_options(add_extra_args_fn=parsers.append)
+    unknown = parsers[0].parse_known_args(flags)[1]
+    if unknown:
+        raise UsageError(f"unknown argument {unknown[0]}: neither this command nor Beam has it (--input needs quotes in a shell)")
+    options = PipelineOptions(list(flags))
+    if options.view_as(StandardOptions).runner is None:
+        # DirectRunner may choose Prism, which it downloads, and which has no --direct_running_mode.
+        options.view_as(StandardOptions).runner = "FnApiRunner"
+    return options
+
+
+def run(task, pattern, options) -> Dict[str, Any]:
+    """Runs the pipeline; returns its summary.
+
+    Raises:
+      UsageError: before anything is written, if nothing matches or outputs would collide.
+      GoConvError: if the pipeline itself failed; what it wrote stays.
+    """
+    FileSystems.set_options(options)
+    try:
+        pairs = plan(task, pattern)
+        check_settings(task)
+    except ValueError as error:  # Beam's, for schemes it does not know
+        raise UsageError(str(error)) from error
+    try:
+        with beam.Pipeline(options=options) as pipeline:
+            rows, dead = (
+                pipeline
+                | "Inputs" >> beam.Create(pairs, reshuffle=False)
+                | "Spread" >> beam.Reshuffle()
+                | "Work" >> beam.ParDo(Work(task)).with_outputs("dead", main="rows")
+            )
+            once = pipeline | "Once" >> beam.Create([task])
+            once | "Report" >> beam.Map(report, beam.pvalue.AsIter(rows), beam.pvalue.AsIter(dead))
+    except Exception as error:
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        raise GoConvError(f"the pipeline failed: {lines[-1] if lines else type(error).__name__}") from error
+    clean(FileSystems.join(task.output, TEMPORARY))
+    return json.loads(read(FileSystems.join(task.output, SUMMARY)))
