@@ -218,7 +218,7 @@ def table(results):
         return f"{x:.{digits}f}"
 
     parts = [
-        "# Benchmarks\n\nRatios of things measured by turns in one run; what each means and what follows: [docs/performance.md](../../docs/performance.md).\n"
+        "# Benchmarks\n\nRatios of things measured by turns in one run; what follows from them: [docs/performance.md](../../docs/performance.md).\n"
     ]
     for name, data in results.items():
         parts += [f"\n## {name}\n\n{SECTIONS[name].__doc__}\n\n`{data['command']}` on {data['machine']}, {data['when']}.\n\n"]

@@ -13,8 +13,8 @@ from goconv_tf.errors import BitstreamError, CheckpointError, GoConvError, Image
 MAX_PIXELS = 200_000_000
 MAX_CODINGS = 12  # of one picture while looking for a rate
 TOLERANCE = 0.01  # of a target rate
-WHOLE_BYTES = 2**31  # pictures that need more memory than this are coded in tiles
-TILE_BYTES = 2**30  # of memory that a tile with its surroundings may need
+WHOLE_BYTES = 2**32  # pictures that need more memory than this are coded in tiles
+TILE_BYTES = 3 * 2**29  # of memory that a tile with a cell around it may need
 
 _PLAIN_MODES = ("RGB", "L", "P", "1", "CMYK", "YCbCr")
 
@@ -127,8 +127,8 @@ def choose_tile(model, size, tile=None, exact=True):
     pixels, available = size[0] * size[1], available_memory()
     whole = pixels * model.bytes_per_pixel
     if tile is None and possible and whole > min(WHOLE_BYTES, available):
-        tile = max(int(math.sqrt(TILE_BYTES / model.bytes_per_pixel) / CELL) - 4, 1) * CELL
-    needed = whole if not tile else min((tile + 4 * CELL) ** 2, pixels) * model.bytes_per_pixel + pixels * model.bytes_per_tiled_pixel
+        tile = max(int(math.sqrt(TILE_BYTES / model.bytes_per_pixel) / CELL) - 2, 1) * CELL
+    needed = whole if not tile else min((tile + 2 * CELL) ** 2, pixels) * model.bytes_per_pixel + pixels * model.bytes_per_tiled_pixel
     if needed > available:
         raise GoConvError(f"{size[1]} x {size[0]} pixels need about {needed / 2**30:.1f} GiB of memory; {available / 2**30:.1f} GiB are available")
     return tile // CELL if tile else None
