@@ -196,6 +196,7 @@ def train(args):
             with ours() as worker:
                 answer = worker(train="small", model=model, variant=variant, batch=8, patch=128)
                 seconds[variant], memory[variant] = answer["step"], answer["peak_mb"]
+                print(f"{model} {variant}: {answer['step']:.3f} s, {answer['peak_mb']:.0f} MiB", flush=True)
         rows.append({"model": model, "seconds": seconds, "peak_mb": memory})
     with ours() as worker:
         batch = worker(pipeline=args.photos)["batch"]

@@ -100,10 +100,11 @@ def make_parser():
     add_allow_truncated(p)
     p.add_argument("--region", nargs=4, type=int, metavar=("X", "Y", "W", "H"), help="Only this part of the picture, pixels.")
     add_tile(p)
+    p.add_argument("--max_seconds", type=_positive, default=3600.0, help="Give up a file that takes longer to decode (default: %(default)g).")
     p.add_argument("--force", action="store_true", help="Write a picture even where checksums are wrong; say what is.")
     p.set_defaults(
         run=lambda a: commands.decompress(
-            a.input, a.model, a.output_dir, int(a.max_megapixels * 1e6), a.layers, a.allow_truncated, a.force, a.tile, a.region
+            a.input, a.model, a.output_dir, int(a.max_megapixels * 1e6), a.layers, a.allow_truncated, a.force, a.tile, a.region, a.max_seconds
         )
     )
 

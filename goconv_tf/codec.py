@@ -7,7 +7,7 @@ from typing import NamedTuple, Optional
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from goconv_tf import bitstream, zoo
+from goconv_tf import bitstream, limits, zoo
 from goconv_tf.errors import BitstreamError, CheckpointError, GoConvError, ImageError, ModelMismatchError, RateError, UsageError
 
 MAX_PIXELS = 200_000_000
@@ -289,7 +289,7 @@ def find_stream_model(stream) -> "zoo.ModelInfo":
     return exact[0]
 
 
-def decompress(model, data, max_pixels: int = MAX_PIXELS, layers=None, allow_truncated: bool = False, tile=None, region=None):
+def decompress(model, data, max_pixels: int = MAX_PIXELS, layers=None, allow_truncated: bool = False, tile=None, region=None, max_seconds=None):
     """The picture uint8 [h, w, 3] in a compressed file's bytes.
 
     Args:
@@ -297,13 +297,15 @@ def decompress(model, data, max_pixels: int = MAX_PIXELS, layers=None, allow_tru
       allow_truncated: decode the whole layers of a scalable stream that is cut short or damaged after them.
       tile: as in `compress`; the encoder's need not be the same.
       region: (x, y, width, height), pixels: only this part of the picture.
+      max_seconds: how long decoding may take.
 
     Raises:
-      BitstreamError: if it is not a whole, undamaged stream.
+      BitstreamError: if it is not a whole, undamaged stream, or takes too long.
       ModelMismatchError: if another model or other weights wrote it.
       UsageError: if the region is not within the picture.
     """
-    return decode(model, bitstream.unpack(data, max_pixels, allow_truncated), layers, None, tile, region)
+    with limits.seconds(max_seconds):
+        return decode(model, bitstream.unpack(data, max_pixels, allow_truncated), layers, None, tile, region)
 
 
 def decode(model, stream, layers=None, problems=None, tile=None, region=None):

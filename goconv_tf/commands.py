@@ -5,7 +5,7 @@ import os
 import sys
 import time
 
-from goconv_tf import bitstream, codec, zoo
+from goconv_tf import bitstream, codec, limits, zoo
 from goconv_tf.errors import BitstreamError, GoConvError, UsageError
 from goconv_tf.files import atomic_write
 
@@ -167,7 +167,16 @@ def picture_hash(picture) -> str:
 
 
 def decompress(
-    inputs, model=None, output_dir=None, max_pixels=codec.MAX_PIXELS, layers=None, allow_truncated=False, force=False, tile=None, region=None
+    inputs,
+    model=None,
+    output_dir=None,
+    max_pixels=codec.MAX_PIXELS,
+    layers=None,
+    allow_truncated=False,
+    force=False,
+    tile=None,
+    region=None,
+    max_seconds=None,
 ):
     """The decompress command; returns the exit status."""
     pairs = plan(inputs, output_dir, (STREAM_EXTENSION,), PICTURE_EXTENSION)
@@ -181,7 +190,8 @@ def decompress(
         codec.check_model(stream, info)
         if info.path not in loaded:
             loaded[info.path] = zoo.load_pretrained(info.path)
-        picture = codec.decode(loaded[info.path], stream, layers, problems, tile, region)
+        with limits.seconds(max_seconds):
+            picture = codec.decode(loaded[info.path], stream, layers, problems, tile, region)
         write_picture(target, picture)
         count = len(stream.layers) + stream.missing
         shown = f", {layers or len(stream.layers)} of {count} layers" if count > 1 else ""

@@ -7,7 +7,7 @@ from typing import Any, Dict, NamedTuple, Tuple
 
 import tensorflow as tf
 
-from goconv_tf import entropy, losses
+from goconv_tf import entropy, limits, losses
 from goconv_tf.errors import BitstreamError, ModelMismatchError
 from goconv_tf.layers import exact as exact_arithmetic
 from goconv_tf.models import tiles
@@ -321,6 +321,7 @@ class Codec(tf.keras.Model):
                     raise ModelMismatchError(problem)
                 problems.append(problem)
                 break
+        limits.check()
         with tiles.tiled(max(itertools.chain(*window)) if window and tile is None else tile, window):
             return tiles.to_uint8(self.synthesis(latents, lmbda))[0]
 
