@@ -52,7 +52,7 @@ def stage(method):
 
     @functools.wraps(method)
     def call(self, *args):
-        if not tf.executing_eagerly() or not self.built:
+        if not self.built or not (tf.executing_eagerly() or self.keeps_stages):
             return method(self, *args)
         functions = self.__dict__.setdefault("_stages", {})
         flat = tf.nest.flatten(args)
@@ -84,6 +84,7 @@ class Codec(tf.keras.Model):
 
     alignment = 16  # pictures are padded to multiples of this before analysis
     has_lambda = False  # whether lambda is chosen when coding
+    keeps_stages = False  # whether graphs call compiled stages, instead of inlining them
     exact_parts: Tuple[str, ...] = ()  # what computes entropy parameters: attributes that have an integer form
 
     def __init__(self, config, **kwargs):
