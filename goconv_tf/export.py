@@ -22,13 +22,13 @@ _VARINT_BYTES = 5
 _DAMAGED = "the file is damaged: "
 
 
-def make_module(model, max_pixels: int = codec.MAX_PIXELS) -> tf.Module:
-    """A tf.Module with what `tf.saved_model.save` needs, of a model from `zoo.load_pretrained`.
+def make_signatures(model, max_pixels: int = codec.MAX_PIXELS):
+    """{name: tf.function} of a model from `zoo.load_pretrained`, each giving {name: tensor}.
 
-    compress(image uint8 [h, w, 3], lmbda float32 []) -> string []: a file's bytes. Of models without a lambda to choose
+    compress(image uint8 [h, w, 3], lmbda float32 []) -> data string []: a file's bytes. Of models without a lambda to choose
     compress(image); of scalable ones compress(image, layers int32 []), the first layers of which are written.
-    decompress(data string []) -> uint8 [h, w, 3].
-    info() -> {name: what the files are written and read with}.
+    decompress(data string []) -> image uint8 [h, w, 3].
+    info() -> what files are written and read with: name, model, fingerprint, format_version, layers, max_pixels, lmbda_min, lmbda_max.
 
     What cannot be coded, and data that is damaged or not this model's, raises tf.errors.InvalidArgumentError. Pictures and
     files of more than max_pixels are refused.
@@ -39,60 +39,51 @@ def make_module(model, max_pixels: int = codec.MAX_PIXELS) -> tf.Module:
     codec.check_exact(model, True)
     config = model.config
     model.keeps_stages = True
-    module = tf.Module()
-    module.weights = list(model.variables)
     compressions = {
-        "lmbda": (lambda image, lmbda: _compress(model, max_pixels, image, lmbda), tf.float32),
-        "layers": (lambda image, layers: _compress(model, max_pixels, image, layers), tf.int32),
-        "": (lambda image: _compress(model, max_pixels, image), None),
+        "lmbda": (lambda image, lmbda: {"data": _compress(model, max_pixels, image, lmbda)}, tf.float32),
+        "layers": (lambda image, layers: {"data": _compress(model, max_pixels, image, layers)}, tf.int32),
+        "": (lambda image: {"data": _compress(model, max_pixels, image)}, None),
     }
     point = "lmbda" if model.has_lambda else "layers" if len(config.layers) > 1 else ""
     compress, dtype = compressions[point]
     specs = [tf.TensorSpec([None, None, 3], tf.uint8, "image")] + ([tf.TensorSpec([], dtype, point)] if point else [])
-    module.compress = tf.function(compress, input_signature=specs, autograph=False)
-    module.decompress = tf.function(
-        lambda data: _decompress(model, max_pixels, data), input_signature=[tf.TensorSpec([], tf.string, "data")], autograph=False
-    )
+    facts = {
+        "name": model.info.name,
+        "model": model.info.model,
+        "fingerprint": model.info.fingerprint,
+        "format_version": bitstream.VERSION,
+        "layers": len(config.layers),
+        "max_pixels": max_pixels,
+    }
+    if model.has_lambda:
+        facts.update(lmbda_min=config.lmbda_min, lmbda_max=config.lmbda_max)
 
-    @tf.function(input_signature=[], autograph=False)
-    def info():
-        facts = {
-            "name": model.info.name,
-            "model": model.info.model,
-            "fingerprint": model.info.fingerprint,
-            "format_version": bitstream.VERSION,
-            "layers": len(config.layers),
-            "max_pixels": max_pixels,
-        }
-        if model.has_lambda:
-            facts.update(lmbda_min=config.lmbda_min, lmbda_max=config.lmbda_max)
-        return {name: tf.constant(value) for name, value in facts.items()}
+    def function(run, *specs):
+        return tf.function(run, input_signature=specs, autograph=False)
 
-    module.info = info
-    return module
+    return {
+        "compress": function(compress, *specs),
+        "decompress": function(lambda data: {"image": _decompress(model, max_pixels, data)}, tf.TensorSpec([], tf.string, "data")),
+        "info": function(lambda: {name: tf.constant(value) for name, value in facts.items()}),
+    }
 
 
 def save(model, path: str, max_pixels: int = codec.MAX_PIXELS) -> None:
-    """Writes the SavedModel of `make_module` as a new folder, whole or not at all.
-
-    Its signatures are compress -> {"data"}, decompress -> {"image"} and info.
+    """Writes a SavedModel with the signatures of `make_signatures` as a new folder, whole or not at all.
 
     Raises:
-      CheckpointError: as `make_module`.
+      CheckpointError: as `make_signatures`.
       UsageError: if path is a file or a folder that is not empty, or lies in a folder that is not there.
     """
     check_folder(path)
-    module = make_module(model, max_pixels)
-    signatures = {
-        "compress": _named(module.compress, "data"),
-        "decompress": _named(module.decompress, "image"),
-        "info": module.info,
-    }
+    module = tf.Module()
+    module.weights = list(model.variables)
+    signatures = make_signatures(model, max_pixels)
     path = os.path.abspath(path)
     temporary = tempfile.mkdtemp(prefix=f".{os.path.basename(path)}.", dir=os.path.dirname(path))
     try:
         with _quiet():
-            tf.saved_model.save(module, temporary, signatures)
+            tf.saved_model.save(module, temporary, signatures, tf.saved_model.SaveOptions(experimental_custom_gradients=False))
         umask = os.umask(0)
         os.umask(umask)
         os.chmod(temporary, 0o777 & ~umask)
@@ -123,12 +114,6 @@ def _quiet():
         yield
     finally:
         tf.get_logger().setLevel(level)
-
-
-def _named(function, output):
-    """A function whose one output has a name."""
-    concrete = function.get_concrete_function()  # which is traced once; a tf.function that is called is traced again
-    return tf.function(lambda *args: {output: concrete(*args)}, input_signature=function.input_signature, autograph=False)
 
 
 # Pixels.
@@ -269,9 +254,10 @@ def _unpack(model, data, max_pixels):
     reader.position = require(version == bitstream.VERSION, f"a goconv_tf file of another version than {bitstream.VERSION}", reader.position)
     coder, model_id, fingerprint, code = (reader.number(width) for width in (1, 4, 4, 4))
     height, width, count, sections = (reader.varint() for _ in range(4))
-    count = require(
-        (count > 0) & (count <= len(layers)) & (sections == len(layers[0])), f"{_DAMAGED}it has other layers than {info.name} codes", count
-    )
+    known = (count > 0) & (count <= len(layers)) & (sections == len(layers[0]))
+    other_model = f"written by another model than {info.name} (id not {info.model_id:08x})"
+    count = require(known | (model_id != info.model_id), f"{_DAMAGED}it has other layers than {info.name} codes", count)
+    count = require(known, other_model, count)
     crc, strings, checksums = tf.constant(0, tf.int64), {}, []
     checked = tf.constant(0, tf.int64)
     for k, names in enumerate(layers):
@@ -292,7 +278,7 @@ def _unpack(model, data, max_pixels):
     problems = (
         (reader.position == tf.size(reader.bytes, tf.int64), _DAMAGED + "other data follows its end"),
         (coder == 0, "the file was written with another entropy coder, or without exact entropy parameters"),
-        (model_id == info.model_id, f"written by another model than {info.name}"),
+        (model_id == info.model_id, other_model),
         (fingerprint == int(info.fingerprint, 16), f"written by {info.name} with other weights (fingerprint not {info.fingerprint})"),
         ((pixels > 0) & (pixels <= max_pixels), f"the file claims more pixels than {max_pixels}, or none"),
         ((code > 0) == model.has_lambda, _DAMAGED + "lambda is out of range"),

@@ -39,7 +39,10 @@ class _Walker:
 
 
 class NoisyWalker(_Walker):
-    """Training: latents [batch, h, w, c] with noise in [-0.5, 0.5) drawn from `seed`, int32 [2]; `values` keeps them."""
+    """Training: latents [batch, h, w, c] with noise in [-0.5, 0.5); `values` keeps them.
+
+    seed: int32 [2]; or [batch, 2], so that a sample's noise is the same in whatever batch it is.
+    """
 
     def __init__(self, latents, seed):
         super().__init__(latents)
@@ -49,7 +52,11 @@ class NoisyWalker(_Walker):
     def __call__(self, name, model, *parameters):
         latent = tf.cast(self.latents[name], tf.float32)
         seed = self.seed + [len(self.likelihoods), 0]
-        noisy = latent + tf.random.stateless_uniform(tf.shape(latent), seed, -0.5, 0.5)
+        if len(seed.shape) == 1:
+            noisy = latent + tf.random.stateless_uniform(tf.shape(latent), seed, -0.5, 0.5)
+        else:
+            noise = tf.map_fn(lambda own: tf.random.stateless_uniform(tf.shape(latent)[1:], own, -0.5, 0.5), seed, fn_output_signature=tf.float32)
+            noisy = latent + tf.reshape(noise, tf.shape(latent))
         self.likelihoods[name] = model.likelihood(noisy, *parameters)
         self.values[name] = noisy
         return noisy

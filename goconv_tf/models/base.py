@@ -133,7 +133,7 @@ class Codec(tf.keras.Model):
         Args:
           x: uint8 [batch, h, w, 3], patches with sides divisible by 16.
           lmbda: float32 [batch], one Lagrangian per sample.
-          seed: int32 [2], of the noise.
+          seed: int32 [2], or [batch, 2], of the noise.
           step: int32 [], for schedules.
 
         `distortion` ("mse" or "mix") chooses D. `balance` b weighs a sample by (lambda / middle of the
@@ -170,7 +170,7 @@ class Codec(tf.keras.Model):
     def train_step(self, data):
         x, lmbda, seeds, steps = data
         with tf.GradientTape() as tape:
-            loss, metrics = self.loss_fn(x, lmbda, seeds[0], steps[0])
+            loss, metrics = self.loss_fn(x, lmbda, seeds, steps[0])
             # Gradients are averaged over replicas by Keras' optimizers as sums.
             replicas = tf.distribute.get_strategy().num_replicas_in_sync
             scaled = loss / replicas
