@@ -1,5 +1,6 @@
 """Training on several machines: who they are, what each is given, and how they agree to stop."""
 
+import concurrent.futures
 import contextlib
 import json
 import os
@@ -55,7 +56,9 @@ def _from_slurm(port):
 
 def make_strategy(cluster="auto", port=8888):
     """A MultiWorkerMirroredStrategy, before anything else of TensorFlow is used; UsageError as `make_resolver`."""
-    return tf.distribute.MultiWorkerMirroredStrategy(cluster_resolver=make_resolver(cluster, port))
+    resolver = make_resolver(cluster, port)
+    tf.get_logger().setLevel("WARNING")  # it tells of every sum
+    return tf.distribute.MultiWorkerMirroredStrategy(cluster_resolver=resolver)
 
 
 def spans_machines(strategy) -> bool:
@@ -98,6 +101,14 @@ def make_total(strategy):
         return strategy.reduce("SUM", strategy.run(tf.identity, [number]), axis=None)
 
     return lambda number: int(total(tf.constant(int(number), tf.int64)))
+
+
+def alone(strategy, action):
+    """action() of this process only: outside the strategy's scope, where a new variable would wait for the other processes."""
+    if not spans_machines(strategy):
+        return action()
+    with concurrent.futures.ThreadPoolExecutor(1) as thread:  # scopes belong to threads
+        return thread.submit(action).result()
 
 
 @contextlib.contextmanager

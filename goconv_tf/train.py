@@ -67,7 +67,7 @@ flags.DEFINE_enum(
     "tf.distribute strategy: one device, all of this machine, or those of several machines.",
 )
 flags.DEFINE_enum(
-    "cluster", "auto", ["auto", "tf_config", "slurm"], "Where multi_worker finds the machines: $TF_CONFIG, a Slurm job step, or either."
+    "cluster", "auto", ["auto", "tf_config", "slurm"], "What tells multi_worker of its machines: $TF_CONFIG, a Slurm job step, or either."
 )
 flags.DEFINE_integer("port", 8888, "Port of the first process on each host, under Slurm.", lower_bound=1, upper_bound=65000)
 flags.DEFINE_bool("tensorboard", True, "Write TensorBoard scalars and reconstructions.")

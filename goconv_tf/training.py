@@ -254,7 +254,7 @@ class Watch(tf.keras.callbacks.Callback):
         if self.progress.nan_step is not None:
             return
         if self.model.stop_training or time.time() - self.last >= 60 * self.options.val_minutes:
-            self.watch()
+            cluster.alone(self.model.distribute_strategy, self.watch)
             self.last = time.time()
 
     def watch(self):
@@ -446,6 +446,7 @@ def train(options: Options):
                 *watch,
             ],
         )
+        total(0)  # the others wait until the chief has written everything
     if progress.nan_step is not None:
         raise GoConvError(f"the loss is not finite at step {progress.nan_step}; the last good save is that of step {saved_step(backup_dir)}")
     return model

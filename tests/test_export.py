@@ -70,7 +70,7 @@ def damaged(model, other, data, picture):
         "not a goconv_tf file": [b"hello there, how are you", b"\x89GCX" + data[4:], b"h"],
         "empty": [b""],
         "another version": [data[:4] + b"\x01" + data[5:]],
-        "cut short": [data[:n] for n in range(1, len(data))],
+        "cut short": [data[:n] for n in range(1, len(data), 5)],
         "follows its end": [data + b"\0"],
         "another entropy coder": [codec.compress(model, picture, entropy_coder="range-coder", **point).data, changed(stream, exact=False)],
         "another model": [other],
