@@ -140,6 +140,16 @@ def make_parser():
     p.add_argument("--name", help="What streams call the model (default: the folder's name).")
     p.set_defaults(run=lambda a: commands.import_tf1(a.checkpoint, a.model, a.output, a.name))
 
+    p = sub.add_parser(
+        "export",
+        help="A model to a SavedModel.",
+        description="Writes a SavedModel with the signatures compress, decompress and info, which needs TensorFlow and TensorFlow Compression only.",
+    )
+    p.add_argument("model", help="Zoo name, model folder or training folder.")
+    p.add_argument("output", help="Folder to write; must not exist, or be empty.")
+    add_size_limit(p)
+    p.set_defaults(run=lambda a: commands.export(a.model, a.output, int(a.max_megapixels * 1e6)))
+
     p = sub.add_parser("evaluate", help="Models on a folder of pictures: rate-distortion as JSON.", description=evaluation_text)
     p.add_argument("images", help="Folder of pictures.")
     p.add_argument("--model", action="append", required=True, help="Zoo name, model folder or training folder; may be repeated.")

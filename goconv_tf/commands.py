@@ -331,6 +331,18 @@ def import_tf1(checkpoint, model, output, name=None):
     return 0
 
 
+def export(model, output, max_pixels=codec.MAX_PIXELS):
+    """The export command: a model to a SavedModel; returns the exit status."""
+    from goconv_tf import export as saved_model
+
+    saved_model.check_folder(output)
+    loaded = zoo.load_pretrained(model)
+    saved_model.save(loaded, output, max_pixels)
+    size = sum(os.path.getsize(os.path.join(folder, name)) for folder, _, names in os.walk(output) for name in names)
+    print(f"{output}: {loaded.info.name}, fingerprint {loaded.info.fingerprint}, {size / 2**20:.1f} MiB, signatures compress, decompress, info")
+    return 0
+
+
 def models(verbose=False):
     """The models command: what is in the zoo."""
     found = zoo.list_models()
