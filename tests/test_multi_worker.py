@@ -18,13 +18,24 @@ from goconv_tf.errors import UsageError
 FLAGS = dict(lambdas="0.01,0.05", preset="tiny", patchsize=64, batchsize=4, lr=1e-3, clip_norm=1.0, last_step=9, save_steps=3)
 
 
-def start(photos, folder, ports, index):
-    """One worker of a run, as a process; its output is text."""
-    task = {"cluster": {"worker": [f"127.0.0.1:{port}" for port in ports]}, "task": {"type": "worker", "index": index}}
-    env = {**os.environ, "PYTHONPATH": ROOT, "TF_CONFIG": json.dumps(task)}
-    args = [f"--{name}={value}" for name, value in {**FLAGS, "train_glob": photos, "checkpoint_dir": folder, "strategy": "multi_worker"}.items()]
-    args = [sys.executable, "-m", "goconv_tf.train", *args, "--notensorboard"]
-    return subprocess.Popen(args, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+@pytest.fixture
+def start(tmp_path):
+    """A function that starts both workers of a run; they do not outlive the test."""
+    started = []
+
+    def start(photos, folder, **changes):
+        args = {**FLAGS, "train_glob": photos, "checkpoint_dir": folder, "strategy": "multi_worker", **changes}
+        args = [sys.executable, "-m", "goconv_tf.train", *(f"--{name}={value}" for name, value in args.items()), "--notensorboard"]
+        addresses = [f"127.0.0.1:{port}" for port in free_ports(2)]
+        for index in range(2):
+            task = {"cluster": {"worker": addresses}, "task": {"type": "worker", "index": index}}
+            env = {**os.environ, "PYTHONPATH": ROOT, "TF_CONFIG": json.dumps(task)}
+            started.append(subprocess.Popen(args, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True))
+        return started[-2:]
+
+    yield start
+    for process in started:
+        process.kill()
 
 
 def free_ports(count):
@@ -37,23 +48,18 @@ def free_ports(count):
     return ports
 
 
-def start_both(photos, folder):
-    ports = free_ports(2)
-    return [start(photos, folder, ports, index) for index in range(2)]
-
-
 def read_log(folder):
     with open(os.path.join(folder, "log.jsonl"), encoding="utf-8") as f:
         return [json.loads(line) for line in f]
 
 
-def test_two_workers_equal_one_also_after_one_was_killed(tmp_path):
+def test_two_workers_equal_one_also_after_one_was_killed(start, tmp_path):
     photos, one, two = (str(tmp_path / name) for name in ("photos", "one", "two"))
     os.mkdir(photos)
     for k in range(4):
         Image.fromarray(draw(70 + k, 90, seed=k)).save(os.path.join(photos, f"{k}.png"))
 
-    workers = start_both(photos, two)
+    workers = start(photos, two, last_step=1000)
     for line in workers[0].stdout:
         if line.startswith("step 6 "):
             workers[1].send_signal(signal.SIGKILL)
@@ -64,7 +70,7 @@ def test_two_workers_equal_one_also_after_one_was_killed(tmp_path):
     assert workers[0].returncode == 1 and "another worker is gone" in errors, errors[-2000:]
     assert training.saved_step(os.path.join(two, "backup")) in (3, 6)
 
-    workers = start_both(photos, two)
+    workers = start(photos, two)
     outputs = [worker.communicate(timeout=300) for worker in workers]
     assert [worker.returncode for worker in workers] == [0, 0], [errors[-2000:] for _, errors in outputs]
     assert "going on from step" in outputs[0][0] and "step 9 " in outputs[0][0] and outputs[1][0] == ""
