@@ -2,7 +2,7 @@
 
     python tests/fuzz.py [SECONDS] [FOLDER]
 
-Finds are written to FOLDER (default: fuzz/), what was tried to FOLDER/corpus. Mended finds, and a choice of the corpus, are kept in
+Finds are written to FOLDER (default: fuzz/), what was tried to FOLDER/corpus. Mended finds, and streams made by hand, are kept in
 tests/streams/, which tests/test_hostile.py tries.
 """
 

@@ -38,7 +38,9 @@ def try_bytes(data, models):
         for problems in (None, []):
             try:
                 stream = bitstream.unpack(variant, LIMIT_PIXELS, allow_truncated=bool(len(data) % 2), problems=problems)
-                model = models[stream.model_id % len(models)]
+                sections = [len(layer.sections) for layer in stream.layers]
+                fitting = [m for m in models if sections == [len(names) for names in m.config.layers][: len(sections)]]
+                model = (fitting or models)[stream.model_id % len(fitting or models)]
                 stream.model_id, stream.fingerprint = model.info.model_id, int(model.info.fingerprint, 16)
                 picture = codec.decode(model, stream, problems=problems)
                 assert picture.shape == (stream.height, stream.width, 3) and picture.dtype == np.uint8

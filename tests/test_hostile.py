@@ -1,4 +1,4 @@
-"""Streams that fuzzing found or went through, and limits of what a stream may cost."""
+"""Streams that are hostile in known ways, mended finds of fuzzing, and limits of what a stream may cost."""
 
 import os
 import pathlib
