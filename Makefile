@@ -57,7 +57,7 @@ bench: setup .venv-peer/done
 	$(BIN)/python benchmarks/bench.py --images "$(IMAGES)" --photos "$(PHOTOS)" --peer_python .venv-peer/bin/python $(SECTIONS)
 
 docs: setup
-	$(BIN)/mkdocs --quiet build --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs --quiet build --strict
 
 notebooks: setup
 	NOTEBOOKS_OUTPUT="$(CURDIR)/notebooks/executed" $(BIN)/python -m pytest tests/test_notebooks.py
@@ -70,7 +70,7 @@ package: setup
 	$(PYTHON) -m venv $$folder/venv && \
 	$$folder/venv/bin/pip install --quiet --disable-pip-version-check -c requirements.txt "$$(ls dist/*.whl)[demo]" && \
 	cd $$folder && PATH="$$folder/venv/bin:$$PATH" && pip check && \
-	python "$(CURDIR)/experiments/demo.py" && goconv models && goconv info demo/coffee-0.4.gcv && goconv-train --help | grep --quiet checkpoint_dir
+	python "$(CURDIR)/experiments/demo.py" && goconv models && goconv info demo/coffee-0.4.gcv && goconv-train --help | grep checkpoint_dir > /dev/null
 
 format: setup
 	$(BIN)/ruff check --fix .
