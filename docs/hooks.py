@@ -63,8 +63,12 @@ def models_table():
     for name in CARDS:
         model = json.loads(read(f"checkpoints/{name}/config.json"))
         rows = model["card"].get("kodak", [])
-        reach = [" to ".join(dict.fromkeys(f"{pick(row[key] for row in rows):{spec}}" for pick in (min, max))) for key, spec in COLUMNS] if rows else ["", ""]
-        lines.append(f"| [{name}]({name}/README.md) | {model['model']} | {reach[0]} | {reach[1]} |")
+        cells = [f"[{name}]({name}/README.md)", model["model"]]
+        for key, spec in COLUMNS:
+            values = [row[key] for row in rows]
+            ends = [format(value, spec) for value in (min(values), max(values))] if values else [""]
+            cells.append(" to ".join(dict.fromkeys(ends)))
+        lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
 
