@@ -196,6 +196,7 @@ def train(args):
             with ours() as worker:
                 answer = worker(train="small", model=model, variant=variant, batch=8, patch=128)
                 seconds[variant], memory[variant] = answer["step"], answer["peak_mb"]
+                print(f"{model} {variant}: {answer['step']:.3f} s, {answer['peak_mb']:.0f} MiB", flush=True)
         rows.append({"model": model, "seconds": seconds, "peak_mb": memory})
     with ours() as worker:
         batch = worker(pipeline=args.photos)["batch"]
@@ -218,7 +219,7 @@ def table(results):
         return f"{x:.{digits}f}"
 
     parts = [
-        "# Benchmarks\n\nRatios of things measured by turns in one run; what each means and what follows: [docs/performance.md](../../docs/performance.md).\n"
+        "# Benchmarks\n\nRatios of things measured by turns in one run; what follows from them: [docs/performance.md](../../docs/performance.md).\n"
     ]
     for name, data in results.items():
         parts += [f"\n## {name}\n\n{SECTIONS[name].__doc__}\n\n`{data['command']}` on {data['machine']}, {data['when']}.\n\n"]

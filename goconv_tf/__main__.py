@@ -100,10 +100,11 @@ def make_parser():
     add_allow_truncated(p)
     p.add_argument("--region", nargs=4, type=int, metavar=("X", "Y", "W", "H"), help="Only this part of the picture, pixels.")
     add_tile(p)
+    p.add_argument("--max_seconds", type=_positive, default=3600.0, help="Give up a file that takes longer to decode (default: %(default)g).")
     p.add_argument("--force", action="store_true", help="Write a picture even where checksums are wrong; say what is.")
     p.set_defaults(
         run=lambda a: commands.decompress(
-            a.input, a.model, a.output_dir, int(a.max_megapixels * 1e6), a.layers, a.allow_truncated, a.force, a.tile, a.region
+            a.input, a.model, a.output_dir, int(a.max_megapixels * 1e6), a.layers, a.allow_truncated, a.force, a.tile, a.region, a.max_seconds
         )
     )
 
@@ -138,6 +139,16 @@ def make_parser():
     p.add_argument("--output", required=True, help="Folder to write; must not exist.")
     p.add_argument("--name", help="What streams call the model (default: the folder's name).")
     p.set_defaults(run=lambda a: commands.import_tf1(a.checkpoint, a.model, a.output, a.name))
+
+    p = sub.add_parser(
+        "export",
+        help="A model to a SavedModel.",
+        description="Writes a SavedModel with the signatures compress, decompress and info, which needs TensorFlow and TensorFlow Compression only.",
+    )
+    p.add_argument("model", help="Zoo name, model folder or training folder.")
+    p.add_argument("output", help="Folder to write; must not exist, or be empty.")
+    add_size_limit(p)
+    p.set_defaults(run=lambda a: commands.export(a.model, a.output, int(a.max_megapixels * 1e6)))
 
     p = sub.add_parser("evaluate", help="Models on a folder of pictures: rate-distortion as JSON.", description=evaluation_text)
     p.add_argument("images", help="Folder of pictures.")

@@ -7,14 +7,14 @@ from typing import NamedTuple, Optional
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from goconv_tf import bitstream, zoo
+from goconv_tf import bitstream, limits, zoo
 from goconv_tf.errors import BitstreamError, CheckpointError, GoConvError, ImageError, ModelMismatchError, RateError, UsageError
 
 MAX_PIXELS = 200_000_000
 MAX_CODINGS = 12  # of one picture while looking for a rate
 TOLERANCE = 0.01  # of a target rate
-WHOLE_BYTES = 2**31  # pictures that need more memory than this are coded in tiles
-TILE_BYTES = 2**30  # of memory that a tile with its surroundings may need
+WHOLE_BYTES = 2**32  # pictures that need more memory than this are coded in tiles
+TILE_BYTES = 3 * 2**29  # of memory that a tile with a cell around it may need
 
 _PLAIN_MODES = ("RGB", "L", "P", "1", "CMYK", "YCbCr")
 
@@ -127,8 +127,8 @@ def choose_tile(model, size, tile=None, exact=True):
     pixels, available = size[0] * size[1], available_memory()
     whole = pixels * model.bytes_per_pixel
     if tile is None and possible and whole > min(WHOLE_BYTES, available):
-        tile = max(int(math.sqrt(TILE_BYTES / model.bytes_per_pixel) / CELL) - 4, 1) * CELL
-    needed = whole if not tile else min((tile + 4 * CELL) ** 2, pixels) * model.bytes_per_pixel + pixels * model.bytes_per_tiled_pixel
+        tile = max(int(math.sqrt(TILE_BYTES / model.bytes_per_pixel) / CELL) - 2, 1) * CELL
+    needed = whole if not tile else min((tile + 2 * CELL) ** 2, pixels) * model.bytes_per_pixel + pixels * model.bytes_per_tiled_pixel
     if needed > available:
         raise GoConvError(f"{size[1]} x {size[0]} pixels need about {needed / 2**30:.1f} GiB of memory; {available / 2**30:.1f} GiB are available")
     return tile // CELL if tile else None
@@ -289,7 +289,7 @@ def find_stream_model(stream) -> "zoo.ModelInfo":
     return exact[0]
 
 
-def decompress(model, data, max_pixels: int = MAX_PIXELS, layers=None, allow_truncated: bool = False, tile=None, region=None):
+def decompress(model, data, max_pixels: int = MAX_PIXELS, layers=None, allow_truncated: bool = False, tile=None, region=None, max_seconds=None):
     """The picture uint8 [h, w, 3] in a compressed file's bytes.
 
     Args:
@@ -297,13 +297,15 @@ def decompress(model, data, max_pixels: int = MAX_PIXELS, layers=None, allow_tru
       allow_truncated: decode the whole layers of a scalable stream that is cut short or damaged after them.
       tile: as in `compress`; the encoder's need not be the same.
       region: (x, y, width, height), pixels: only this part of the picture.
+      max_seconds: how long decoding may take.
 
     Raises:
-      BitstreamError: if it is not a whole, undamaged stream.
+      BitstreamError: if it is not a whole, undamaged stream, or takes too long.
       ModelMismatchError: if another model or other weights wrote it.
       UsageError: if the region is not within the picture.
     """
-    return decode(model, bitstream.unpack(data, max_pixels, allow_truncated), layers, None, tile, region)
+    with limits.seconds(max_seconds):
+        return decode(model, bitstream.unpack(data, max_pixels, allow_truncated), layers, None, tile, region)
 
 
 def decode(model, stream, layers=None, problems=None, tile=None, region=None):

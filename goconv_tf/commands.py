@@ -5,7 +5,7 @@ import os
 import sys
 import time
 
-from goconv_tf import bitstream, codec, zoo
+from goconv_tf import bitstream, codec, limits, zoo
 from goconv_tf.errors import BitstreamError, GoConvError, UsageError
 from goconv_tf.files import atomic_write
 
@@ -167,7 +167,16 @@ def picture_hash(picture) -> str:
 
 
 def decompress(
-    inputs, model=None, output_dir=None, max_pixels=codec.MAX_PIXELS, layers=None, allow_truncated=False, force=False, tile=None, region=None
+    inputs,
+    model=None,
+    output_dir=None,
+    max_pixels=codec.MAX_PIXELS,
+    layers=None,
+    allow_truncated=False,
+    force=False,
+    tile=None,
+    region=None,
+    max_seconds=None,
 ):
     """The decompress command; returns the exit status."""
     pairs = plan(inputs, output_dir, (STREAM_EXTENSION,), PICTURE_EXTENSION)
@@ -181,7 +190,8 @@ def decompress(
         codec.check_model(stream, info)
         if info.path not in loaded:
             loaded[info.path] = zoo.load_pretrained(info.path)
-        picture = codec.decode(loaded[info.path], stream, layers, problems, tile, region)
+        with limits.seconds(max_seconds):
+            picture = codec.decode(loaded[info.path], stream, layers, problems, tile, region)
         write_picture(target, picture)
         count = len(stream.layers) + stream.missing
         shown = f", {layers or len(stream.layers)} of {count} layers" if count > 1 else ""
@@ -318,6 +328,18 @@ def import_tf1(checkpoint, model, output, name=None):
     card = {"notes": f"Imported from the TensorFlow 1 checkpoint {os.path.basename(os.path.normpath(checkpoint))}."}
     info = zoo.save_pretrained(imported, output, name, card)
     print(f"{output}: {info.name}, {info.model}, {imported.count_params()} parameters, {info.config.rates}, fingerprint {info.fingerprint}")
+    return 0
+
+
+def export(model, output, max_pixels=codec.MAX_PIXELS):
+    """The export command: a model to a SavedModel; returns the exit status."""
+    from goconv_tf import export as saved_model
+
+    saved_model.check_folder(output)
+    loaded = zoo.load_pretrained(model)
+    saved_model.save(loaded, output, max_pixels)
+    size = sum(os.path.getsize(os.path.join(folder, name)) for folder, _, names in os.walk(output) for name in names)
+    print(f"{output}: {loaded.info.name}, fingerprint {loaded.info.fingerprint}, {size / 2**20:.1f} MiB, signatures compress, decompress, info")
     return 0
 
 

@@ -60,7 +60,16 @@ flags.DEFINE_string("warm_start", "", "Model name or folder whose weights a new 
 flags.DEFINE_bool("flip", True, "Mirror half of the patches.")
 flags.DEFINE_integer("seed", 0, "Seed of initial weights, batches and noise.")
 flags.DEFINE_integer("cache_mb", 1024, "Memory for decoded training pictures, MiB.", lower_bound=0)
-flags.DEFINE_enum("strategy", "none", ["none", "mirrored"], "tf.distribute strategy.")
+flags.DEFINE_enum(
+    "strategy",
+    "none",
+    ["none", "mirrored", "multi_worker"],
+    "tf.distribute strategy: one device, all of this machine, or those of several machines.",
+)
+flags.DEFINE_enum(
+    "cluster", "auto", ["auto", "tf_config", "slurm"], "What tells multi_worker of its machines: $TF_CONFIG, a Slurm job step, or either."
+)
+flags.DEFINE_integer("port", 8888, "Port of the first process on each host, under Slurm.", lower_bound=1, upper_bound=65000)
 flags.DEFINE_bool("tensorboard", True, "Write TensorBoard scalars and reconstructions.")
 
 

@@ -12,7 +12,7 @@ from typing import Optional, Tuple
 import numpy as np
 import tensorflow as tf
 
-from goconv_tf import data, zoo
+from goconv_tf import cluster, data, zoo
 from goconv_tf.errors import DataError, GoConvError, UsageError
 from goconv_tf.files import atomic_write
 from goconv_tf.models import MODELS, crpe, named_weights
@@ -53,6 +53,8 @@ class Options:
     seed: int = 0
     cache_mb: int = 1024
     strategy: str = "none"
+    cluster: str = "auto"
+    port: int = 8888
     tensorboard: bool = True
 
     def check(self):
@@ -193,9 +195,10 @@ class Progress(tf.keras.callbacks.Callback):
     then does at the end of an "epoch" saves it.
     """
 
-    def __init__(self, options, log_path, writer):
+    def __init__(self, options, log_path, writer, total=int):
+        """log_path: None for a process that is not to write. total: adds up integers over processes."""
         super().__init__()
-        self.options, self.log_path, self.writer = options, log_path, writer
+        self.options, self.log_path, self.writer, self.total = options, log_path, writer, total
         self.begin = time.time()
         self.nan_step = None
         self.stopped = False
@@ -213,7 +216,7 @@ class Progress(tf.keras.callbacks.Callback):
         if not np.isfinite(logs["loss"]):
             self.nan_step = step
         out_of_time = self.options.minutes and time.time() - self.begin >= 60 * self.options.minutes
-        if step >= self.options.last_step or out_of_time or self.stopped:
+        if step >= self.options.last_step or self.total(bool(out_of_time or self.stopped)):
             self.model.stop_training = True
 
     def on_epoch_end(self, epoch, logs=None):
@@ -221,6 +224,8 @@ class Progress(tf.keras.callbacks.Callback):
         # A finite loss may have been followed by an update that is not.
         if self.nan_step is None and not all(np.isfinite(v.numpy()).all() for v in self.model.trainable_variables):
             self.nan_step, self.model.stop_training = step, True
+        if self.log_path is None:
+            return
         means = {key: float(np.mean([row[key] for row in self.rows])) for key in self.rows[0]}
         rate = len(self.rows) / (time.time() - self.epoch_begin)
         left = (self.options.last_step - step) / rate
@@ -249,7 +254,7 @@ class Watch(tf.keras.callbacks.Callback):
         if self.progress.nan_step is not None:
             return
         if self.model.stop_training or time.time() - self.last >= 60 * self.options.val_minutes:
-            self.watch()
+            cluster.alone(self.model.distribute_strategy, self.watch)
             self.last = time.time()
 
     def watch(self):
@@ -304,13 +309,15 @@ def saved_step(backup_dir) -> int:
     return int(tf.train.load_variable(latest, "model/optimizer/_iterations/.ATTRIBUTES/VARIABLE_VALUE"))
 
 
-def make_strategy(name):
-    """tf.distribute strategy "none" or "mirrored"."""
+def make_strategy(name, *where):
+    """tf.distribute strategy "none", "mirrored" or "multi_worker"; where: as `cluster.make_strategy`'s."""
     if name == "none":
         return tf.distribute.get_strategy()
     if name == "mirrored":
         return tf.distribute.MirroredStrategy(tf.config.list_logical_devices("GPU") or tf.config.list_logical_devices("CPU"))
-    raise UsageError(f"unknown strategy {name!r}: there are none and mirrored")
+    if name == "multi_worker":
+        return cluster.make_strategy(*where)
+    raise UsageError(f"unknown strategy {name!r}: there are none, mirrored and multi_worker")
 
 
 @contextlib.contextmanager
@@ -380,7 +387,6 @@ def train(options: Options):
     folder = options.checkpoint_dir
     paths = data.find_pictures(options.train_glob)
     source = data.PatchSource(paths, options.patchsize, options.batchsize, lambdas, options.seed, options.flip, options.cache_mb)
-    print(f"{len(source.paths)} pictures; left out {source.too_small} too small, {source.unreadable} unreadable", flush=True)
     val_paths = data.find_pictures(options.val_glob) if options.val_glob else []
     os.makedirs(folder, exist_ok=True)
     run_path = os.path.join(folder, "run.json")
@@ -394,7 +400,10 @@ def train(options: Options):
             raise UsageError(f"{folder} holds a run with --set {' '.join(run.get('settings', ())) or 'nothing'}")
         if bool(run["ema"]) != bool(options.ema):
             raise UsageError(f"{folder} holds a run {'with' if run['ema'] else 'without'} averaged weights: --ema cannot be turned on or off")
-    strategy = make_strategy(options.strategy)
+    strategy = make_strategy(options.strategy, options.cluster, options.port)
+    chief = cluster.is_chief(strategy)
+    tell = print if chief else lambda *args, **kwargs: None
+    tell(f"{len(source.paths)} pictures; left out {source.too_small} too small, {source.unreadable} unreadable", flush=True)
     if options.batchsize % strategy.num_replicas_in_sync:
         raise UsageError(f"--batchsize {options.batchsize} is not a multiple of the {strategy.num_replicas_in_sync} devices")
     with strategy.scope():
@@ -409,19 +418,24 @@ def train(options: Options):
         optimizer.build(model.trainable_variables)
         model.compile(optimizer=optimizer)
 
-    atomic_write(run_path, json.dumps(dataclasses.asdict(options), indent=1).encode())
+    if chief:
+        atomic_write(run_path, json.dumps(dataclasses.asdict(options), indent=1).encode())
 
     backup_dir = os.path.join(folder, "backup")
     start = saved_step(backup_dir)
     if start >= options.last_step:
         raise UsageError(f"{folder} is already at step {start} of {options.last_step}: raise --last_step to go on")
-    print(f"{'going on from' if start else 'starting at'} step {start}", flush=True)
-    writer = tf.summary.create_file_writer(os.path.join(folder, "tensorboard")) if options.tensorboard else None
-    validator = Validator(model, val_paths, options.val_lambdas or lambdas) if val_paths else None
-    progress = Progress(options, os.path.join(folder, "log.jsonl"), writer)
-    with stopped_by_signals(progress.stop), data_errors(), save_errors(backup_dir):
+    total = cluster.make_total(strategy)
+    if total(start) != start * total(1):
+        raise UsageError(f"the workers see different saves in {folder}: it must be one folder that all of them share")
+    tell(f"{'going on from' if start else 'starting at'} step {start}", flush=True)
+    writer = tf.summary.create_file_writer(os.path.join(folder, "tensorboard")) if options.tensorboard and chief else None
+    validator = Validator(model, val_paths, options.val_lambdas or lambdas) if val_paths and chief else None
+    progress = Progress(options, os.path.join(folder, "log.jsonl") if chief else None, writer, total)
+    watch = [Watch(options, validator, writer, progress)] if chief else []
+    with stopped_by_signals(progress.stop), cluster.lost_workers(strategy, folder), data_errors(), save_errors(backup_dir):
         model.fit(
-            source.dataset(start),
+            cluster.dataset(source, start, strategy),
             epochs=2**31,  # Progress ends the run; an "epoch" is the time between two saves
             steps_per_epoch=options.save_steps,
             verbose=0,
@@ -429,9 +443,10 @@ def train(options: Options):
                 tf.keras.callbacks.TerminateOnNaN(),
                 progress,
                 Backup(backup_dir, progress),
-                Watch(options, validator, writer, progress),
+                *watch,
             ],
         )
+        total(0)  # the others wait until the chief has written everything
     if progress.nan_step is not None:
         raise GoConvError(f"the loss is not finite at step {progress.nan_step}; the last good save is that of step {saved_step(backup_dir)}")
     return model

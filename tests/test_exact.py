@@ -241,6 +241,27 @@ def test_another_order_of_summation_gives_the_same_parameters(any_model, monkeyp
                 np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.parametrize("kind", ["model", "crpe"])
+def test_xla_gives_the_same_parameters(kind, request):
+    """Another compiler, whose programs JAX runs too, with kernels of its own: from z to the means and scales of y_high."""
+    any_model = request.getfixturevalue(kind)
+    stages = ("hyper_synthesis", "parameter_estimation") if kind == "model" else ("hyper_synthesis1", "estimate_y_high")
+    z_high, z_low = (on_grid((1, *n, c)).astype(float) for n, c in (((4, 6), any_model.z_high_channels), ((2, 3), any_model.z_low_channels)))
+    y_low = on_grid((1, 7, 10, any_model.y_low_channels), 1).astype(float)
+    size = tf.constant([13, 20])
+
+    def parameters(z_high, z_low, y_low):
+        psi, p_low = getattr(any_model, stages[0])(z_high, z_low, size)
+        between = () if kind == "model" else (z_high,)
+        between = tuple(exact.concat([b, b]) for b in between)  # stands for P2_H, which has twice the channels
+        return p_low, getattr(any_model, stages[1])(y_low, *between, psi)
+
+    expected = parameters(z_high, z_low, y_low)
+    compiled = tf.function(parameters, jit_compile=True, autograph=False)(*map(tf.constant, (z_high, z_low, y_low)))
+    for a, b in zip(expected, compiled):
+        np.testing.assert_array_equal(a, b)
+
+
 def test_a_batch_gives_each_picture_its_parameters(model):
     """Other shapes are added up in other blocks."""
     x = np.stack([draw(64, 96), draw(64, 96, 5)])

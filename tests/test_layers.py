@@ -1,9 +1,14 @@
 """The layers against computations in NumPy that share no code with them."""
 
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import tensorflow as tf
 import tensorflow_compression as tfc
+from conftest import ROOT
 
 from goconv_tf.layers import (
     GDN,
@@ -201,8 +206,7 @@ def test_config_round_trip(activation):
     assert clone.get_config() == config
 
 
-@pytest.mark.parametrize("extension", [".keras", ""])
-def test_saved_inside_a_keras_model(tmp_path, extension):
+def test_saved_inside_a_keras_model(tmp_path):
     image, lmbda = tf.keras.Input([16, 16, 3]), tf.keras.Input([])
     x = ModulatedGoConv2D(6, 5, 2, activation="gdn")(image, lmbda)
     x = GoConv2D(4, 3, activation=tf.keras.layers.PReLU)(x)
@@ -211,9 +215,52 @@ def test_saved_inside_a_keras_model(tmp_path, extension):
     model.compile("adam", "mse")
     inputs = [np.random.default_rng(0).normal(size=(2, 16, 16, 3)), np.array([0.1, 0.2])]
     model.fit(inputs, inputs[0], verbose=0)
-    path = str(tmp_path / f"model{extension}")
+    path = str(tmp_path / "model.keras")
     model.save(path)
     np.testing.assert_allclose(tf.keras.models.load_model(path).predict(inputs, verbose=0), model.predict(inputs, verbose=0), atol=1e-6)
+
+
+def test_a_model_of_all_layers_trains_is_cloned_and_loads_in_another_process(tmp_path):
+    """Of no fixed size, among Keras' own layers, lambda once an input and once a number; trained on odd sizes, in half precision."""
+    tf.keras.mixed_precision.set_global_policy("mixed_float16")
+    try:
+        image, lmbda = tf.keras.Input([None, None, 3]), tf.keras.Input([])
+        x = ModulatedGoConv2D(8, 5, 2, activation="gdn")(tf.keras.layers.Rescaling(1 / 255)(image), lmbda)
+        high, low = GoConv2D(8, 3, activation=tf.keras.layers.ReLU)(x)
+        high = tf.keras.layers.BatchNormalization()(high)
+        x = ModulatedGoConv2DTranspose(8, 5, 2, activation="igdn")([high, low], 0.02)
+        x = GDN()(GoConv2DTranspose(8, 3, alpha=0)(x))
+        x = tf.keras.layers.Conv2D(3, 3, padding="same", dtype="float32")(x)
+        model = tf.keras.Model([image, lmbda], x)
+        model.compile("adam", "mse", jit_compile=False)
+        inputs = [np.random.default_rng(0).uniform(0, 255, (2, 13, 18, 3)).astype(np.float32), np.array([0.1, 0.2], np.float32)]
+        before = model.get_weights()
+        model.fit(inputs, np.zeros([2, 14, 18, 3]), verbose=0)
+        moved = [np.abs(a - b).max() > 0 for a, b in zip(before, model.get_weights())]
+        assert all(moved) and all(np.isfinite(v).all() for v in model.get_weights())
+        clone = tf.keras.models.clone_model(model)
+    finally:
+        tf.keras.mixed_precision.set_global_policy("float32")
+    expected = model(inputs)
+    assert expected.shape == [2, 14, 18, 3] and expected.dtype == tf.float32
+    clone.set_weights(model.get_weights())
+    np.testing.assert_array_equal(clone(inputs), expected)
+    model.save(tmp_path / "model.keras")
+    model.save(tmp_path / "saved_model")
+    np.savez(tmp_path / "data.npz", *inputs, expected)
+    code = """
+import os, sys, numpy as np, tensorflow as tf
+import goconv_tf.layers
+image, lmbda, expected = np.load(os.path.join(sys.argv[1], "data.npz")).values()
+for name in ("model.keras", "saved_model"):
+    model = tf.keras.models.load_model(os.path.join(sys.argv[1], name))
+    assert [type(layer).__name__ for layer in model.layers].count("GoConv2D") == 1
+    np.testing.assert_allclose(model([image, lmbda]), expected, atol=1e-5)
+    print(name, "is the same")
+"""
+    env = {**os.environ, "PYTHONPATH": ROOT}
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 0 and done.stdout.count("is the same") == 2, done.stderr[-2000:]
 
 
 def test_mixed_precision():

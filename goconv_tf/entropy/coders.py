@@ -13,6 +13,7 @@ import numpy as np
 import tensorflow as tf
 from tensorflow_compression.python.ops import gen_ops
 
+from goconv_tf import limits
 from goconv_tf.entropy.tables import ESCAPE_DIGITS
 from goconv_tf.errors import BitstreamError
 
@@ -54,6 +55,7 @@ class _Coder:
         values = np.empty(len(indexes), np.int32)
         outside = []
         for block in _blocks(len(indexes)):
+            limits.check()
             values[block] = decode(indexes[block])
             outside.append(block.start + np.flatnonzero(values[block] == table.escape[indexes[block]]))
             values[block] += table.offset[indexes[block]]

@@ -40,7 +40,10 @@ class _Walker:
 
 
 class NoisyWalker(_Walker):
-    """Training: latents [batch, h, w, c] with noise in [-0.5, 0.5) drawn from `seed`, int32 [2]; `values` keeps them."""
+    """Training: latents [batch, h, w, c] with noise in [-0.5, 0.5); `values` keeps them.
+
+    seed: int32 [2]; or [batch, 2], so that a sample's noise is the same in whatever batch it is.
+    """
 
     def __init__(self, latents, seed):
         super().__init__(latents)
@@ -50,7 +53,11 @@ class NoisyWalker(_Walker):
     def __call__(self, name, model, *parameters):
         latent = tf.cast(self.latents[name], tf.float32)
         seed = self.seed + [len(self.likelihoods), 0]
-        noisy = latent + tf.random.stateless_uniform(tf.shape(latent), seed, -0.5, 0.5)
+        if len(seed.shape) == 1:
+            noisy = latent + tf.random.stateless_uniform(tf.shape(latent), seed, -0.5, 0.5)
+        else:
+            noise = tf.map_fn(lambda own: tf.random.stateless_uniform(tf.shape(latent)[1:], own, -0.5, 0.5), seed, fn_output_signature=tf.float32)
+            noisy = latent + tf.reshape(noise, tf.shape(latent))
         self.likelihoods[name] = model.likelihood(noisy, *parameters)
         self.values[name] = noisy
         return noisy
@@ -91,10 +98,14 @@ class Encoder(_Walker):
         offset = model.offset(*parameters)
         symbols = _symbols(self.latents[name], offset)
         indexes = model.indexes(tf.shape(symbols), *parameters)
-        flat = tf.reshape(symbols, [-1]).numpy()
-        self.strings[name] = self.coder.encode(flat, tf.reshape(indexes, [-1]).numpy(), model.table)
-        self.checksums[name] = _checksum(flat, self.checksums)
+        self.write(name, tf.reshape(symbols, [-1]), tf.reshape(indexes, [-1]), model.table)
         return tf.cast(symbols, tf.float32) + offset
+
+    def write(self, name, symbols, indexes, table):
+        """Codes a latent: symbols and indexes int32 [n]."""
+        flat = symbols.numpy()
+        self.strings[name] = self.coder.encode(flat, indexes.numpy(), table)
+        self.checksums[name] = _checksum(flat, self.checksums)
 
 
 class Decoder(_Walker):
@@ -110,12 +121,16 @@ class Decoder(_Walker):
         self.checksums = {}
 
     def size(self, name):
-        return tf.constant(self.shapes[name][:2], tf.int32)
+        return tf.convert_to_tensor(self.shapes[name][:2], tf.int32)
 
     def __call__(self, name, model, *parameters):
         shape = (1, *self.shapes[name])
         offset = model.offset(*parameters)
-        indexes = tf.reshape(model.indexes(shape, *parameters), [-1]).numpy()
-        flat = self.coder.decode(self.strings[name], indexes, model.table, self.strict)
+        symbols = self.read(name, tf.reshape(model.indexes(shape, *parameters), [-1]), model.table)
+        return tf.cast(tf.reshape(symbols, shape), tf.float32) + offset
+
+    def read(self, name, indexes, table):
+        """Decodes a latent: symbols int32 [n] for indexes int32 [n]."""
+        flat = self.coder.decode(self.strings[name], indexes.numpy(), table, self.strict)
         self.checksums[name] = _checksum(flat, self.checksums)
-        return tf.cast(tf.reshape(tf.constant(flat, tf.int32), shape), tf.float32) + offset
+        return flat

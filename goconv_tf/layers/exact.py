@@ -185,7 +185,7 @@ def convolve(x, quantized: Quantized, before: int, strides: int = 1, transpose: 
     return leaky_relu(result) if leaky else result
 
 
-_CHUNK = 2**19  # numbers of a matrix that is multiplied at once, so that it stays in cache
+_CHUNK = 2**17  # numbers of a matrix that is multiplied at once, so that it stays in cache
 
 
 def _numpy_convolution(quantized, before, strides, transpose, leaky):
@@ -238,7 +238,8 @@ def _numpy_convolution(quantized, before, strides, transpose, leaky):
 
         tasks = []
         for product in products:
-            count = max(_CHUNK // (columns * max(len(product[3]), channels)), 1)
+            pieces = min(-(-rows * columns * max(len(product[3]), channels) // _CHUNK), rows)
+            count = -(-rows // pieces)
             tasks += [(b, top, *product, count) for b in range(batch) for top in range(0, rows, count)]
         # While one thread multiplies, another gathers inputs and rounds.
         list(_threads().map(compute, tasks)) if len(tasks) > 1 else compute(tasks[0])

@@ -7,7 +7,7 @@ from typing import Any, Dict, NamedTuple, Tuple
 
 import tensorflow as tf
 
-from goconv_tf import entropy, losses
+from goconv_tf import entropy, limits, losses
 from goconv_tf.errors import BitstreamError, ModelMismatchError
 from goconv_tf.layers import exact as exact_arithmetic
 from goconv_tf.models import tiles
@@ -64,7 +64,7 @@ def stage(method=None, *, inputs=None, outputs=None, margin=0):
         flat = tf.nest.flatten(args)
         present = [x for x in flat if x is not None]
         # Pictures and features of any size share a function; lambdas of one picture and of several do not.
-        key = (method.__name__, *(None if x is None else (tf.as_dtype(x.dtype), len(x) if len(x.shape) == 1 else 0) for x in flat))
+        key = (method.__name__, *(None if x is None else (tf.as_dtype(x.dtype), x.shape[0] if len(x.shape) == 1 else 0) for x in flat))
         if key not in functions:
 
             def spec(x):
@@ -80,7 +80,7 @@ def stage(method=None, *, inputs=None, outputs=None, margin=0):
 
     @functools.wraps(method)
     def call(self, *args):
-        if not tf.executing_eagerly() or not self.built:
+        if not self.built or not (tf.executing_eagerly() or self.keeps_stages):
             return method(self, *args)
         if geometry and tiles.is_tiled():
             return tiles.run(functools.partial(compiled, self), geometry, args)
@@ -100,6 +100,7 @@ class Codec(tf.keras.Model):
     alignment = 16  # pictures are padded to multiples of this before analysis
     has_lambda = False  # whether lambda is chosen when coding
     can_tile = False  # whether pictures can be coded in tiles
+    keeps_stages = False  # whether graphs call compiled stages, instead of inlining them
     exact_parts: Tuple[str, ...] = ()  # what computes entropy parameters: attributes that have an integer form
 
     def __init__(self, config, **kwargs):
@@ -148,7 +149,7 @@ class Codec(tf.keras.Model):
         Args:
           x: uint8 [batch, h, w, 3], patches with sides divisible by 16.
           lmbda: float32 [batch], one Lagrangian per sample.
-          seed: int32 [2], of the noise.
+          seed: int32 [2], or [batch, 2], of the noise.
           step: int32 [], for schedules.
 
         `distortion` ("mse" or "mix") chooses D. `balance` b weighs a sample by (lambda / middle of the
@@ -185,7 +186,7 @@ class Codec(tf.keras.Model):
     def train_step(self, data):
         x, lmbda, seeds, steps = data
         with tf.GradientTape() as tape:
-            loss, metrics = self.loss_fn(x, lmbda, seeds[0], steps[0])
+            loss, metrics = self.loss_fn(x, lmbda, seeds, steps[0])
             # Gradients are averaged over replicas by Keras' optimizers as sums.
             replicas = tf.distribute.get_strategy().num_replicas_in_sync
             scaled = loss / replicas
@@ -321,6 +322,7 @@ class Codec(tf.keras.Model):
                     raise ModelMismatchError(problem)
                 problems.append(problem)
                 break
+        limits.check()
         with tiles.tiled(max(itertools.chain(*window)) if window and tile is None else tile, window):
             return tiles.to_uint8(self.synthesis(latents, lmbda))[0]
 

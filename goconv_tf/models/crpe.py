@@ -186,7 +186,7 @@ class CRPE(Codec):
         fidelity = 0.0
         for level, transform in (("y", self.if_y), ("z1", self.if_z)):
             high = values[f"{level}_high"]
-            fidelity += tf.reduce_mean(tf.math.squared_difference(crop_like(transform(values[f"{level}_low"]), high), high))
+            fidelity += tf.reduce_mean(tf.math.squared_difference(crop_like(tf.cast(transform(values[f"{level}_low"]), tf.float32), high), high))
         weight = tf.where(step < c.if_steps, c.if_weight, 0.0)
         return weight * fidelity, {"info_fidelity": fidelity}
 

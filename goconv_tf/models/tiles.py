@@ -14,6 +14,8 @@ from typing import Optional, Tuple
 import numpy as np
 import tensorflow as tf
 
+from goconv_tf import limits
+
 CELL = 128
 
 
@@ -71,6 +73,7 @@ def run(function, geometry: Geometry, args):
     window = window or tuple((0, n) for n in counts)
     outputs = None
     for top, left in itertools.product(*(range(first, last, cells) for first, last in window)):
+        limits.check()
         starts = [max(first - geometry.margin, 0) for first in (top, left)]
         ends = [min(first + cells, last) for first, (_, last) in zip((top, left), window)]
         stops = [min(end + geometry.margin, count) for end, count in zip(ends, counts)]
