@@ -1,8 +1,11 @@
 # make demo   compress a photograph, decompress it, show both
-# make test   lint and the whole test suite
+# make test   lint, the documentation site and the whole test suite
 # make results IMAGES=folder   curves, BD-rates, tables, plots and a page to look at into results/
 # make fuzz   coverage-guided fuzzing of streams for FUZZ_SECONDS (60), finds into fuzz/
 # make bench IMAGES=folder PHOTOS=folder   benchmarks into benchmarks/results/
+# make docs   the documentation site into site/
+# make notebooks   runs all notebooks; leaves them, with what they show, in notebooks/executed/
+# make package   sdist and wheel into dist/; installs the wheel in a fresh environment and runs the demo there
 # make lint   ruff and mypy only
 # make format let ruff rewrite the code
 
@@ -12,7 +15,7 @@ PYTHON ?= $(shell for p in python3.11 python3.10 python3.9 python3 python; do \
 BIN := .venv/bin
 export TF_CPP_MIN_LOG_LEVEL := 3
 
-.PHONY: setup demo test results fuzz bench lint format clean
+.PHONY: setup demo test results fuzz bench docs notebooks package lint format clean
 setup: .venv/done
 
 .venv/done: requirements.txt setup.py
@@ -31,7 +34,7 @@ lint: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-test: lint
+test: lint docs
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 results: setup
@@ -53,9 +56,25 @@ bench: setup .venv-peer/done
 	@test -n "$(IMAGES)" -a -n "$(PHOTOS)" || { echo "make bench IMAGES=kodak-folder PHOTOS=training-folder [SECTIONS='peer peak ...']"; exit 2; }
 	$(BIN)/python benchmarks/bench.py --images "$(IMAGES)" --photos "$(PHOTOS)" --peer_python .venv-peer/bin/python $(SECTIONS)
 
+docs: setup
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs --quiet build --strict
+
+notebooks: setup
+	NOTEBOOKS_OUTPUT="$(CURDIR)/notebooks/executed" $(BIN)/python -m pytest tests/test_notebooks.py
+
+# Dependencies of the wheel come in the versions that are tested; nothing of this folder but the demo's script is used.
+package: setup
+	rm -rf dist
+	$(BIN)/python -m build --no-isolation
+	folder=$$(mktemp -d) && trap "rm -rf $$folder" EXIT && unset PYTHONPATH GOCONV_TF_ZOO && \
+	$(PYTHON) -m venv $$folder/venv && \
+	$$folder/venv/bin/pip install --quiet --disable-pip-version-check -c requirements.txt "$$(ls dist/*.whl)[demo]" && \
+	cd $$folder && PATH="$$folder/venv/bin:$$PATH" && pip check && \
+	python "$(CURDIR)/experiments/demo.py" && goconv models && goconv info demo/coffee-0.4.gcv && goconv-train --help | grep checkpoint_dir > /dev/null
+
 format: setup
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf .venv .venv-peer build dist demo *.egg-info .pytest_cache .ruff_cache .mypy_cache
+	rm -rf .venv .venv-peer build dist demo site notebooks/executed *.egg-info .pytest_cache .ruff_cache .mypy_cache
