@@ -10,6 +10,7 @@ import shutil
 import tempfile
 
 import tensorflow as tf
+from absl import logging
 
 from goconv_tf import bitstream, codec
 from goconv_tf.crc import crc16
@@ -107,13 +108,15 @@ def check_folder(path):
 
 @contextlib.contextmanager
 def _quiet():
-    """Keeps TensorFlow from listing what it has written, and its warnings, off the terminal."""
-    level = tf.get_logger().level
+    """Keeps what TensorFlow tells of saving off the terminal."""
+    levels = tf.get_logger().level, logging.get_verbosity()
     tf.get_logger().setLevel("ERROR")
+    logging.set_verbosity(logging.ERROR)
     try:
         yield
     finally:
-        tf.get_logger().setLevel(level)
+        tf.get_logger().setLevel(levels[0])
+        logging.set_verbosity(levels[1])
 
 
 # Pixels.
@@ -157,7 +160,8 @@ def _decompress(model, max_pixels, data):
     walker = GraphDecoder(strings, model.latent_shapes(height, width), present)
     walker.enter = to_grid
     latents = model.walk(walker)
-    same = [(walker.checksums[names[-1]] == checksum) | (k >= count) for k, (names, checksum) in enumerate(zip(model.config.layers, checksums))]
+    ours = [walker.checksums[names[-1]] for names in model.config.layers]
+    same = tf.equal(tf.stack(ours), tf.stack(checksums)) | (tf.range(len(ours)) >= count)
     pictures = model.pictures(latents, _known_lmbda(code))
     picture = pictures[0] if len(pictures) == 1 else tf.stack(pictures)[count - 1]
     picture = tf.cast(tf.round(tf.clip_by_value(picture[0, : size[0], : size[1]], 0.0, 255.0)), tf.uint8)
@@ -247,16 +251,17 @@ def _unpack(model, data, max_pixels):
     layers, info = model.config.layers, model.info
     data = require(tf.strings.length(data) > 0, "the file is empty", data)
     magic = tf.strings.substr(bitstream.MAGIC, 0, tf.strings.length(data))
-    data = require(tf.strings.substr(data, 0, len(bitstream.MAGIC)) == magic, "not a goconv_tf file", data)
+    data = require(tf.equal(tf.strings.substr(data, 0, len(bitstream.MAGIC)), magic), "not a goconv_tf file", data)
     reader = _Reader(data)
     reader.take(len(bitstream.MAGIC))
-    version = reader.number(1)
-    reader.position = require(version == bitstream.VERSION, f"a goconv_tf file of another version than {bitstream.VERSION}", reader.position)
+    known = tf.equal(reader.number(1), bitstream.VERSION)
+    reader.position = require(known, f"a goconv_tf file of another version than {bitstream.VERSION}", reader.position)
     coder, model_id, fingerprint, code = (reader.number(width) for width in (1, 4, 4, 4))
     height, width, count, sections = (reader.varint() for _ in range(4))
-    known = (count > 0) & (count <= len(layers)) & (sections == len(layers[0]))
+    ours = tf.equal(model_id, info.model_id)
+    known = (count > 0) & (count <= len(layers)) & tf.equal(sections, len(layers[0]))
     other_model = f"written by another model than {info.name} (id not {info.model_id:08x})"
-    count = require(known | (model_id != info.model_id), f"{_DAMAGED}it has other layers than {info.name} codes", count)
+    count = require(known | ~ours, f"{_DAMAGED}it has other layers than {info.name} codes", count)
     count = require(known, other_model, count)
     crc, strings, checksums = tf.constant(0, tf.int64), {}, []
     checked = tf.constant(0, tf.int64)
@@ -271,17 +276,17 @@ def _unpack(model, data, max_pixels):
             reader.take(length)
             crc = crc16(reader.since(checked), before)
             # What is absent adds nothing to the checksum, and none is stored.
-            sound = (crc == stored) | ~present
+            sound = tf.equal(crc, stored) | ~present
             strings[name] = require(sound, f"{_DAMAGED}the checksum of {name} is wrong", reader.since(checked))
             checked = reader.position = require(sound, f"{_DAMAGED}the checksum of {name} is wrong", reader.position)
     pixels = height * width
     problems = (
-        (reader.position == tf.size(reader.bytes, tf.int64), _DAMAGED + "other data follows its end"),
-        (coder == 0, "the file was written with another entropy coder, or without exact entropy parameters"),
-        (model_id == info.model_id, other_model),
-        (fingerprint == int(info.fingerprint, 16), f"written by {info.name} with other weights (fingerprint not {info.fingerprint})"),
+        (tf.equal(reader.position, tf.size(reader.bytes, tf.int64)), _DAMAGED + "other data follows its end"),
+        (tf.equal(coder, 0), "the file was written with another entropy coder, or without exact entropy parameters"),
+        (ours, other_model),
+        (tf.equal(fingerprint, int(info.fingerprint, 16)), f"written by {info.name} with other weights (fingerprint not {info.fingerprint})"),
         ((pixels > 0) & (pixels <= max_pixels), f"the file claims more pixels than {max_pixels}, or none"),
-        ((code > 0) == model.has_lambda, _DAMAGED + "lambda is out of range"),
+        ((code > 0) if model.has_lambda else (code <= 0), _DAMAGED + "lambda is out of range"),
         (code < bitstream.LMBDA_SCALE, _DAMAGED + "lambda is out of range"),
     )
     size = tf.stack([height, width])

@@ -1,4 +1,7 @@
-"""Coding as TensorFlow graph operations alone: the same walk, the same tables, the same bytes as `TfcCoder`'s."""
+"""Coding as TensorFlow graph operations alone: the same walk, the same tables, the same bytes as `TfcCoder`'s.
+
+Tensors are compared by tf.equal: where TensorFlow is first imported inside absl's app.run, `==` between them compares objects.
+"""
 
 import tensorflow as tf
 from tensorflow_compression.python.ops import gen_ops
@@ -10,6 +13,8 @@ from goconv_tf.entropy.walkers import Decoder, Encoder
 
 def require(condition, message, value):
     """The tensor `value`, once the condition (bool []) holds; otherwise InvalidArgumentError with the message."""
+    if not tf.is_tensor(condition):
+        raise TypeError(f"{message}: the condition is no tensor")
     with tf.control_dependencies([tf.debugging.Assert(condition, [message])]):
         return tf.identity(value)
 
@@ -44,7 +49,7 @@ def decode(string, indexes, table):
 
     handle, values = take(handle, indexes)
     escape = tf.gather(tf.constant(table.escape), indexes)
-    where = tf.where(values == escape)
+    where = tf.where(tf.equal(values, escape))
     limit = tf.gather_nd(escape, where)
     handle, digits = take(handle, tf.fill([tf.size(limit)], len(table.rows) - 2))
     handle, bits = take(handle, tf.fill([tf.size(limit) + tf.reduce_sum(digits)], len(table.rows) - 1))
