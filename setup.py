@@ -48,6 +48,7 @@ setup(
         "absl-py",
         "range-coder",
         "safetensors",
+        "threadpoolctl",
         "tqdm",
         "matplotlib",
         "bjontegaard",

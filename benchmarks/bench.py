@@ -185,6 +185,33 @@ def large(args):
     return {"rows": rows, "model": args.model}
 
 
+def checkpoints(args):
+    """Every shipped model on all pictures: what exact entropy parameters cost beside floats, and time beside JPEG 2000 at its rate."""
+    rows = []
+    for config in sorted(glob.glob(os.path.join(os.path.dirname(HERE), "checkpoints", "*", "config.json"))):
+        with open(config, encoding="utf-8") as f:
+            fingerprint = json.load(f)["fingerprint"]
+        answers = {"exact": [], "float": [], "JPEG 2000": []}
+        with ours() as worker:
+            info = worker(model=os.path.dirname(config))
+            for number, image in enumerate([args.pictures[0], *args.pictures]):
+                found = {"exact": worker(image=image), "float": worker(image=image, exact=False)}
+                found["JPEG 2000"] = worker(image=image, jpeg2000=found["exact"]["bpp"])
+                if number:
+                    for name, answer in found.items():
+                        answers[name].append(answer)
+        exact, floats = answers["exact"], answers["float"]
+        row = {"name": os.path.basename(os.path.dirname(config)), "fingerprint": fingerprint, "pictures": len(args.pictures)}
+        row["kmac per pixel"] = {part: macs / 512 / 768 / 1000 for part, macs in info["macs"].items()}
+        row["bits"] = sum(a["bytes"] for a in exact) / sum(a["bytes"] for a in floats) - 1
+        for side in ("encode", "decode"):
+            row[f"{side} ratio"] = statistics.median(a[side]["seconds"] / b[side]["seconds"] for a, b in zip(exact, floats))
+            row[side] = {name: statistics.median(a[side]["seconds"] for a in found) for name, found in answers.items()}
+        rows.append(row)
+        print(json.dumps(row), flush=True)
+    return {"rows": rows}
+
+
 def train(args):
     """Seconds of a training step as it is, and with TensorFlow Compression's layers and Keras' Adam as they come; bfloat16, XLA."""
     rows = []
@@ -203,7 +230,7 @@ def train(args):
     return {"rows": rows, "pipeline seconds per batch": batch, "pipeline share": batch / rows[0]["seconds"]["ours"]}
 
 
-SECTIONS = {f.__name__: f for f in (peer, peak, papers, coding, start, large, train)}
+SECTIONS = {f.__name__: f for f in (peer, peak, papers, coding, start, checkpoints, large, train)}
 
 
 def processor():
@@ -284,6 +311,20 @@ def table(results):
             parts.append(
                 f"\nCompiled functions after the first picture: {traces[0]}; after {len(traces)} pictures of different sizes: {traces[-1]}.\n"
             )
+        elif name == "checkpoints":
+            titles = ["model", "kMAC per pixel: analysis", "entropy parameters", "synthesis"]
+            titles += ["exact: bits", "exact: decoding", "encode s", "decode s", "JPEG 2000 encode s", "decode s"]
+            rows = [
+                [
+                    r["name"],
+                    *(number(v, 1) for v in r["kmac per pixel"].values()),
+                    f"{r['bits']:+.3%}",
+                    number(r["decode ratio"]),
+                    *(number(r[side][name], 3) for name in ("exact", "JPEG 2000") for side in ("encode", "decode")),
+                ]
+                for r in data["rows"]
+            ]
+            parts.append(markdown(titles, rows))
         elif name == "large":
             rows = [
                 [r["side"], k, number(r[k]["seconds"], 1), number(r[k]["microseconds per pixel"]), number(r[k]["peak_mb"], 0)]

@@ -3,6 +3,7 @@
 {"model": "variable_rate", "preset": "base", "filters": 192}   makes it, untrained
 {"model": "crpe-small-mse-0.01"}                               loads it
 {"image": "kodim01.png", "exact": false, "layers": 2}          codes a picture and decodes it
+{"image": "kodim01.png", "jpeg2000": 0.5}                      codes it by JPEG 2000 at so many bits per pixel
 {"peak": "kodim01.png"}                                        GFLOP/s of analysis and synthesis, beside those of a matrix product
 {"symbols": "a.npz", "image": "kodim01.png"}                   coders on the integers of y_high, which a.npz then holds
 {"sizes": 24, "image": "kodim01.png"}                          how many functions pictures of so many sizes compile
@@ -23,9 +24,9 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_compression as tfc
 
-from goconv_tf import codec, data, presets, training, zoo
+from goconv_tf import codec, data, evaluation, presets, training, zoo
 from goconv_tf.entropy import CODERS, Encoder
-from goconv_tf.layers import SignalConv2D
+from goconv_tf.layers import Conv2D, SignalConv2D
 
 state = {}
 
@@ -53,29 +54,37 @@ def replaced(owner, name, value):
 
 def count_macs(model, height, width):
     """{stage: multiply-adds} of coding and decoding one picture's layers, from the shapes that a trace sees."""
-    counts, where = {"analysis": 0, "entropy parameters": 0, "synthesis": 0}, ["analysis"]
-    entropy_layers = {id(layer) for layer in model.exact_layers().values()}
-    convolve = SignalConv2D._convolve
+    counts = {"analysis": 0, "entropy parameters": 0, "synthesis": 0}
+    part_of = {id(layer): "entropy parameters" for layer in model.exact_layers().values()}
+    for name, value in vars(model).items():
+        if name.startswith("g_s"):
+            part_of.update((id(layer), "synthesis") for part in tf.nest.flatten(value) for layer in part.submodules + (part,))
 
-    def counted(self, inputs, kernel):
-        outputs = convolve(self, inputs, kernel)
-        positions = inputs.shape[1:3] if self._transpose else outputs.shape[1:3]
-        # By the layer's own kernel, however it is computed.
-        macs = int(np.prod(positions)) * self.kernel_support[0] ** 2 * inputs.shape[-1] * self.filters
-        counts["entropy parameters" if id(self) in entropy_layers else where[0]] += macs
-        return outputs
+    def counting(method):
+        def counted(self, inputs, *args):
+            outputs = method(self, inputs, *args)
+            positions = inputs.shape[1:3] if getattr(self, "_transpose", False) else outputs.shape[1:3]
+            # By the layer's own kernel, however it is computed.
+            size = self.kernel_support if isinstance(self, SignalConv2D) else self.kernel_size
+            counts[part_of.get(id(self), "analysis")] += int(np.prod(positions)) * size[0] ** 2 * inputs.shape[-1] * self.filters
+            return outputs
 
-    with replaced(SignalConv2D, "_convolve", counted):
+        return counted
 
-        def walk():
-            walker = Encoder(model.analysis(tf.zeros([1, height, width, 3], tf.uint8), tf.constant([0.01])), None)
-            walker.__class__ = Tracer
-            decoded = model.walk(walker)
-            where[0] = "synthesis"
-            return model.synthesis(decoded, tf.constant([0.01]))
-
-        tf.function(walk, autograph=False).get_concrete_function()
+    x, lmbda = tf.zeros([1, height, width, 3], tf.uint8), tf.constant([0.01])
+    with replaced(SignalConv2D, "_convolve", counting(SignalConv2D._convolve)), replaced(Conv2D, "call", counting(Conv2D.call)):
+        tf.config.run_functions_eagerly(True)  # so that all sizes are known
+        try:
+            model.pictures(model.walk(Tracer(model.analysis(x, lmbda), None)), lmbda)
+        finally:
+            tf.config.run_functions_eagerly(False)
     return counts
+
+
+def jpeg2000(picture, bpp):
+    """Seconds of JPEG 2000 at a rate, through Pillow."""
+    coding = evaluation.PillowSubject("jpeg2000").code(picture, {"rate": 24 / bpp})
+    return {"encode": {"seconds": coding.encoding_time}, "decode": {"seconds": coding.decoding_time}, "bytes": len(coding.data)}
 
 
 class Tracer(Encoder):
@@ -198,7 +207,7 @@ def answer(request):
             "numpy": np.__version__,
         }
         result = {"parameters": model.count_params(), "versions": versions}
-        return {**result, "macs": count_macs(model, 512, 768)} if model.can_tile else result
+        return {**result, "macs": count_macs(model, 512, 768)}
     model = state["model"]
     if "peak" in request:
         return peak(model, request["peak"])
@@ -207,10 +216,12 @@ def answer(request):
     if "sizes" in request:
         return compiled_functions(model, request["image"], request["sizes"])
     picture = codec.read_picture(request["image"], 10**9)
+    if "jpeg2000" in request:
+        return jpeg2000(picture, request["jpeg2000"])
     options = {"layers": request.get("layers"), "exact": request.get("exact", True)}
     coded, encode = measure(lambda: codec.compress(model, picture, **options))
     _, decode = measure(lambda: codec.decompress(model, coded.data, 10**9))
-    return {"encode": encode, "decode": decode, "bytes": len(coded.data)}
+    return {"encode": encode, "decode": decode, "bytes": len(coded.data), "bpp": coded.bpp}
 
 
 if __name__ == "__main__":

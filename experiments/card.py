@@ -14,12 +14,13 @@ import sys
 
 import numpy as np
 
-from goconv_tf import cards, commands, evaluation, plots, published, zoo
+from goconv_tf import cards, commands, evaluation, metrics, plots, published, zoo
 from goconv_tf.errors import UsageError
 from goconv_tf.files import atomic_write
 
 commands.quiet_tensorflow()
 
+COSTS = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "benchmarks", "results", "checkpoints.json")
 COLUMNS = (("bpp", "bpp", ".4f"), ("PSNR RGB, dB", "psnr-rgb", ".3f"), ("PSNR YUV, dB", "psnr-yuv", ".3f"), ("MS-SSIM RGB", "ms-ssim-rgb", ".5f"))
 COLUMNS += (("encoding, s", "encoding_time", ".2f"), ("decoding, s", "decoding_time", ".2f"))
 KEPT = ("lmbda", "layers", "bpp", "psnr-rgb", "psnr-yuv", "ms-ssim-rgb", "ms-ssim-y", "bpp-estimated", "encoding_time", "decoding_time")
@@ -32,16 +33,59 @@ def table(rows, columns):
     return "\n".join(lines)
 
 
-def bd_rates(own, others):
-    metrics = ("psnr-rgb", "ms-ssim-rgb")
-    rows = [{"name": other["name"], **{metric: evaluation.bd_rate_cell(other, own, metric) for metric in metrics}} for other in others]
-    return table(rows, [("against", "name", ""), ("PSNR RGB", "psnr-rgb", ""), ("MS-SSIM RGB", "ms-ssim-rgb", "")])
+def compare(own, others):
+    """Bits against other codecs, as text: BD-rate of a curve; of a single point, at its own quality."""
+    points = len(own["results"]["psnr-rgb"])
+    cell = bits_at_equal_quality if points == 1 else evaluation.bd_rate_cell
+    measures = ("psnr-rgb", "ms-ssim-rgb")
+    rows = [{"name": other["name"], **{metric: cell(other, own, metric) for metric in measures}} for other in others]
+    what = "Bits at this quality, against the others' curves" if points == 1 else "BD-rate, bits at equal quality (range compared)"
+    return f"""{what}; BPG's curve is a published one, the others were measured with Pillow on the same pictures:
+
+{table(rows, [("against", "name", ""), ("PSNR RGB", "psnr-rgb", ""), ("MS-SSIM RGB", "ms-ssim-rgb", "")])}"""
+
+
+def bits_at_equal_quality(other, own, metric):
+    """As a table's cell, by linear interpolation of the other's logarithmic rate over dB."""
+    ((rate, quality),) = own["results"][metric]
+    if not other["results"].get(metric):
+        return "not measured"
+    decibel = metrics.decibels if metric.startswith("ms-ssim") else float
+    rates, qualities = zip(*sorted(other["results"][metric], key=lambda point: point[1]))
+    qualities = [decibel(q) for q in qualities]
+    if not qualities[0] <= decibel(quality) <= qualities[-1]:
+        return "out of its range"
+    return f"{rate / np.exp(np.interp(decibel(quality), qualities, np.log(rates))) - 1:+.1%}"
+
+
+def costs(info, path):
+    """What benchmarks/bench.py measured of these weights, as text."""
+    if not os.path.exists(path):
+        return ""
+    with open(path, encoding="utf-8") as f:
+        data = json.load(f)
+    row = next((row for row in data["rows"] if row["fingerprint"] == info.fingerprint), None)
+    if row is None:
+        return ""
+    macs = row["kmac per pixel"]
+    rows = [{"side": side, **row[side], "ratio": row[f"{side} ratio"]} for side in ("encode", "decode")]
+    columns = [("median s", "side", ""), ("this model", "exact", ".3f"), ("--noexact", "float", ".3f"), ("ratio", "ratio", ".2f")]
+    return f"""
+## Cost
+
+{sum(macs.values()):.1f} thousand multiply-adds per pixel: {", ".join(f"{name} {value:.1f}" for name, value in macs.items())}.
+Exact entropy parameters change the bits of {row["pictures"]} Kodak pictures by {row["bits"]:+.3%} against floats.
+By turns in one run, on {data["machine"]} (`{data["command"]}`); JPEG 2000 is Pillow's, at the rate of each of this model's files:
+
+{table(rows, [*columns, ("JPEG 2000", "JPEG 2000", ".3f")])}
+"""
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("model", help="Model folder.")
     parser.add_argument("--results", default="results", help="Folder with its results and the other codecs' (default: %(default)s).")
+    parser.add_argument("--costs", default=COSTS, help="Results of `benchmarks/bench.py checkpoints` (default: %(default)s).")
     parser.add_argument("--notes", default="", help="Text for the card: data, machine, how it was trained (default: what it says now).")
     parser.add_argument("--license", default="apache-2.0", help="For a card that names none, as Hugging Face's hub calls it (default: %(default)s).")
     args = parser.parse_args()
@@ -90,12 +134,10 @@ Means over pictures; every byte of the file counts, and every file was decoded a
 
 {table(rows, [*asked, *COLUMNS])}
 
-BD-rate, bits at equal quality (range compared); BPG's curve is a published one, the others were measured with Pillow on the same pictures:
-
-{bd_rates(own, others)}
+{compare(own, others)}
 
 ![Rate-distortion curve](curve.png)
-
+{costs(info, args.costs)}
 Made by `python experiments/card.py checkpoints/{os.path.basename(os.path.normpath(info.path))} --results RESULTS`.
 """
     atomic_write(os.path.join(info.path, "README.md"), text.encode())

@@ -152,7 +152,7 @@ def make(task, source) -> Tuple[bytes, Dict[str, Any]]:
         stream = bitstream.unpack(data, task.max_pixels, task.allow_truncated)
         info = zoo.find_model(task.model) if task.model else codec.find_stream_model(stream)
         codec.check_model(stream, info)
-        return _png(codec.decode(zoo.shared(info.path), stream, task.layers)), describe(data)
+        return codec.picture_bytes(codec.decode(zoo.shared(info.path), stream, task.layers)), describe(data)
     picture = codec.read_picture(source, task.max_pixels, io.BytesIO(data))
     if task.command == "evaluate":
         measures, coded = evaluation.measure_picture(evaluation.ModelSubject(task.model, task.entropy_coder), picture, task.point)
@@ -160,12 +160,6 @@ def make(task, source) -> Tuple[bytes, Dict[str, Any]]:
         return (json.dumps(row) + "\n").encode(), row
     coded = codec.compress(zoo.shared(task.model), picture, entropy_coder=task.entropy_coder, **task.point).data
     return coded, describe(coded)
-
-
-def _png(picture) -> bytes:
-    buffer = io.BytesIO()
-    codec.Image.fromarray(picture).save(buffer, "PNG")
-    return buffer.getvalue()
 
 
 class Work(beam.DoFn):

@@ -1,6 +1,7 @@
 """Picture file <-> compressed file: colour modes, padding, rate control."""
 
 import contextlib
+import io
 import math
 from typing import NamedTuple, Optional
 
@@ -70,6 +71,13 @@ def read_picture(path, max_pixels: int = MAX_PIXELS, file=None):
         raise ImageError(f"{path}: not enough memory") from None
     except Exception as error:  # Pillow raises almost anything on damaged files
         raise ImageError(f"{path}: cannot be read as a picture ({error})") from error
+
+
+def picture_bytes(picture, picture_format="PNG") -> bytes:
+    """uint8 [h, w, 3] as a file of one of Pillow's formats."""
+    buffer = io.BytesIO()
+    Image.fromarray(picture).save(buffer, picture_format)
+    return buffer.getvalue()
 
 
 class Compressed(NamedTuple):

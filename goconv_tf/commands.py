@@ -81,20 +81,17 @@ def read_stream_file(path) -> bytes:
 
 def write_picture(path, picture):
     """Writes uint8 [h, w, 3] in the format of the name's extension, whole or not at all."""
-    import io
-
     from PIL import Image
 
     extension = os.path.splitext(path)[1].lower()
     picture_format = Image.registered_extensions().get(extension)
     if picture_format not in Image.SAVE:
         raise UsageError(f"{path}: unknown picture format {extension!r}; use .png")
-    buffer = io.BytesIO()
     try:
-        Image.fromarray(picture).save(buffer, format=picture_format)
+        data = codec.picture_bytes(picture, picture_format)
     except (OSError, ValueError, KeyError) as error:
         raise UsageError(f"{path}: cannot be written as {picture_format}: {error}") from error
-    atomic_write(path, buffer.getvalue())
+    atomic_write(path, data)
 
 
 def for_each(pairs, action, output_dir=None):
@@ -180,7 +177,6 @@ def decompress(
 ):
     """The decompress command; returns the exit status."""
     pairs = plan(inputs, output_dir, (STREAM_EXTENSION,), PICTURE_EXTENSION)
-    loaded = {}
 
     def action(source, target):
         # Everything that can be wrong without the network is found before it is loaded.
@@ -188,10 +184,9 @@ def decompress(
         stream = bitstream.unpack(read_stream_file(source), max_pixels, allow_truncated, problems)
         info = zoo.find_model(model) if model else codec.find_stream_model(stream)
         codec.check_model(stream, info)
-        if info.path not in loaded:
-            loaded[info.path] = zoo.load_pretrained(info.path)
+        network = zoo.shared(info.path)
         with limits.seconds(max_seconds):
-            picture = codec.decode(loaded[info.path], stream, layers, problems, tile, region)
+            picture = codec.decode(network, stream, layers, problems, tile, region)
         write_picture(target, picture)
         count = len(stream.layers) + stream.missing
         shown = f", {layers or len(stream.layers)} of {count} layers" if count > 1 else ""

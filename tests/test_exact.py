@@ -1,5 +1,6 @@
 """Entropy parameters in integers: equal to an independent computation, whatever adds up the sums, and a stream's decoding with them."""
 
+import concurrent.futures
 import math
 import os
 import shutil
@@ -10,9 +11,10 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from conftest import ROOT, draw
+from threadpoolctl import threadpool_info
 
 from goconv_tf import bitstream, codec, zoo
-from goconv_tf.entropy import Decoder, RoundingWalker
+from goconv_tf.entropy import Decoder, GaussianConditional, RoundingWalker
 from goconv_tf.errors import BitstreamError, CheckpointError
 from goconv_tf.layers import GDN, Conv2D, ConvLSTM2DCell, GoConv2D, GoConv2DTranspose, OctaveTensor, RDFTKernel, SignalConv2D, exact
 
@@ -239,6 +241,30 @@ def test_another_order_of_summation_gives_the_same_parameters(any_model, monkeyp
         for name, values in by_numpy.items():
             for a, b in zip(values, others[name]):
                 np.testing.assert_array_equal(a, b)
+
+
+def test_indexes_from_the_table_are_those_of_a_search():
+    """All scales that the grid has below the last of the scale table, which --noexact and exports search for, and some outside."""
+    conditional = GaussianConditional()
+    scale = exact.from_grid(np.concatenate([np.arange(257 * 1024.0), [-exact.LIMIT, -1, exact.LIMIT]]))
+    found = conditional.indexes(scale.shape, 0.0, scale)
+    np.testing.assert_array_equal(found, conditional.indexes(scale.shape, 0.0, tf.constant(scale)))
+    assert found.dtype == np.int32 and found.min() == 0 and found.max() == 63
+
+
+def test_blas_gets_its_threads_back():
+    def threads():
+        return [library["num_threads"] for library in threadpool_info() if library["user_api"] == "blas"]
+
+    before = threads()
+    conv = SignalConv2D(8, 3)
+    conv.build([None, None, None, 8])
+    conv.quantized = conv.quantize()
+    x = on_grid((1, 40, 40, 8)).astype(float)
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        results = list(pool.map(lambda _: conv.exact(x), range(40)))
+    assert all(np.array_equal(results[0], result) for result in results)
+    assert before and threads() == before
 
 
 @pytest.mark.parametrize("kind", ["model", "crpe"])

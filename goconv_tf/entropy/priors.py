@@ -5,6 +5,7 @@ Both answer the same calls, so that one walk over the latents serves every mode:
 coding table for every latent) and `table`.
 """
 
+import functools
 import math
 
 import numpy as np
@@ -12,6 +13,7 @@ import tensorflow as tf
 import tensorflow_compression as tfc
 
 from goconv_tf.entropy import tables
+from goconv_tf.layers import exact
 
 LIKELIHOOD_BOUND = 1e-9
 SCALES_MIN, SCALES_MAX, SCALES_LEVELS = 0.11, 256.0, 64
@@ -76,9 +78,17 @@ class GaussianConditional(tf.keras.layers.Layer):
         return mean
 
     def indexes(self, shape, mean, scale):
-        """int32 of `shape`: the smallest entry of the scale table that is not below the scale."""
+        """int32 of `shape`: the smallest entry of the scale table that is not below the scale, a tensor, or an array on the grid."""
         del shape, mean
+        if exact.is_array(scale):  # one look into a table instead of a search
+            return self._index_table[np.clip(scale * exact.GRID, 0, len(self._index_table) - 1).astype(np.int32)]
         return tf.searchsorted(self.scale_table[:-1], tf.reshape(scale, [-1]), side="left")
+
+    @functools.cached_property
+    def _index_table(self):
+        """`indexes` of 0, 1, 2, ... on the grid, up to the last scale."""
+        scales = np.arange(math.ceil(SCALES_MAX * exact.GRID) + 1) / exact.GRID
+        return np.searchsorted(self.scale_table[:-1], scales.astype(np.float32), side="left").astype(np.int32)
 
     def build_table(self):
         """Makes the coding table, which depends on the scale table only."""

@@ -77,8 +77,7 @@ def _phases(kernel, before, stride):
       (kernel [n, n, in, stride^2 * out], for depth-to-space; zeros to add before and after the inputs).
     """
     size = kernel.shape[0]
-    # Output stride * q + phase is the sum over taps t of input q + (phase + before - t) / stride.
-    taps = {((p + before - t) // stride, p): t for p in range(stride) for t in range(size) if (p + before - t) % stride == 0}
+    taps = {(offset, p): tap for p, sums in enumerate(exact.upsampling_phases(size, before, stride)) for offset, tap in sums}
     offsets = range(min(offset for offset, _ in taps), max(offset for offset, _ in taps) + 1)
     index = tf.constant([[taps.get((offset, p), size) for p in range(stride)] for offset in offsets])
     kernel = tf.pad(kernel, [[0, 1], [0, 1], [0, 0], [0, 0]])  # row and column `size` are zero

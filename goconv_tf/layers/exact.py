@@ -17,9 +17,11 @@ import contextlib
 import functools
 import math
 import os
+import threading
 
 import numpy as np
 import tensorflow as tf
+from threadpoolctl import ThreadpoolController
 
 GRID_BITS = 10
 GRID = 2.0**GRID_BITS
@@ -92,14 +94,17 @@ def rescale(total, shift):
     return keep(floor(total * 2.0 ** -float(shift) + 0.5))
 
 
-def apply(layer, *inputs, **options):
+def apply(layer, *inputs):
     """layer(*inputs), or its exact counterpart where the first input is on the grid."""
-    return layer.exact(*inputs, **options) if is_exact(inputs[0]) else layer(*inputs, **options)
+    return layer.exact(*inputs) if is_exact(inputs[0]) else layer(*inputs)
 
 
 def leaky_relu(x):
     """LeakyReLU on the grid, rounded right after."""
-    return np.maximum(x, np.floor(x * LEAK + 0.5)) if is_array(x) else tf.maximum(x, tf.floor(x * LEAK + 0.5))
+    if not is_array(x):
+        return tf.maximum(x, tf.floor(x * LEAK + 0.5))
+    leak = x * LEAK  # never near a half, so that any rounding does
+    return np.maximum(x, np.rint(leak, out=leak), out=leak)
 
 
 def concat(parts):
@@ -185,22 +190,28 @@ def convolve(x, quantized: Quantized, before: int, strides: int = 1, transpose: 
     return leaky_relu(result) if leaky else result
 
 
+def upsampling_phases(size, before, strides):
+    """A transposed convolution along one axis, as sums: for each phase of the output its (offset of the input, tap of the kernel).
+
+    Output strides * q + phase is the sum over those of input q + offset, times the tap.
+    """
+    return [[((p + before - t) // strides, t) for t in range(size) if (p + before - t) % strides == 0] for p in range(strides)]
+
+
 _CHUNK = 2**17  # numbers of a matrix that is multiplied at once, so that it stays in cache
+_LEAST = 96  # of its rows, as each product reads its other factor anew
+_SMALL = 2**23  # multiply-adds that are not worth a second thread
 
 
 def _numpy_convolution(quantized, before, strides, transpose, leaky):
     """The function x -> `convolve` of it: one matrix product for each phase of the output and some rows at a time."""
-    kernel = quantized.kernel.astype(np.float64)
+    # A power of two as a factor costs no bit, so that the sums come out on the grid; the half rounds them.
+    scale = 2.0 ** -float(quantized.shift)
+    kernel, half = quantized.kernel * scale, quantized.bias * scale + 0.5
     size, channels = kernel.shape[0], kernel.shape[-1]
     step = 1 if transpose else strides  # between the inputs of neighbouring outputs of a phase
-    scale = 2.0 ** -float(quantized.shift)
-    half = quantized.bias + 0.5 / scale  # so that floor((total + half) * scale) rounds
     lowest = float(leaky_relu(np.array([-LIMIT]))[0]) if leaky else -LIMIT
-    if transpose:
-        # Output strides * q + phase is the sum over taps t of input q + (phase + before - t) / strides.
-        phases = [[((p + before - t) // strides, t) for t in range(size) if (p + before - t) % strides == 0] for p in range(strides)]
-    else:
-        phases = [[(t - before, t) for t in range(size)]]
+    phases = upsampling_phases(size, before, strides) if transpose else [[(t - before, t) for t in range(size)]]
     reach = max((abs(offset) for taps in phases for offset, _ in taps), default=0)
     products = []  # (phase of rows, of columns, corners of the inputs in the padded x, matrix)
     for i, taps_y in enumerate(phases):
@@ -229,7 +240,6 @@ def _numpy_convolution(quantized, before, strides, transpose, leaky):
                     inputs[:, :, k * depth : (k + 1) * depth] = padded[b, y : y + n * step : step, z : z + columns * step : step]
             total = inputs.reshape(n * columns, -1) @ matrix
             total += half
-            total *= scale
             np.floor(total, out=total)
             if leaky:
                 total = leaky_relu(total)
@@ -238,11 +248,15 @@ def _numpy_convolution(quantized, before, strides, transpose, leaky):
 
         tasks = []
         for product in products:
-            pieces = min(-(-rows * columns * max(len(product[3]), channels) // _CHUNK), rows)
+            positions = rows * columns
+            pieces = max(min(-(-positions * max(len(product[3]), channels) // _CHUNK), rows, positions // _LEAST), 1)
             count = -(-rows // pieces)
             tasks += [(b, top, *product, count) for b in range(batch) for top in range(0, rows, count)]
-        # While one thread multiplies, another gathers inputs and rounds.
-        list(_threads().map(compute, tasks)) if len(tasks) > 1 else compute(tasks[0])
+        with _one_thread_per_product():
+            if rows * columns * kernel.size < _SMALL:
+                list(map(compute, tasks))
+            else:
+                list(_threads().map(compute, tasks))
         return result
 
     return convolution
@@ -251,6 +265,26 @@ def _numpy_convolution(quantized, before, strides, transpose, leaky):
 @functools.cache
 def _threads():
     return concurrent.futures.ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="exact")
+
+
+_blas = functools.cache(ThreadpoolController)
+_products: dict = {"running": 0, "limit": None, "lock": threading.Lock()}
+
+
+@contextlib.contextmanager
+def _one_thread_per_product():
+    """Inside, BLAS starts no threads: ours share the work, and its own would spin on beside TensorFlow's."""
+    with _products["lock"]:
+        if not _products["running"]:
+            _products["limit"] = _blas().limit(limits=1, user_api="blas")
+        _products["running"] += 1
+    try:
+        yield
+    finally:
+        with _products["lock"]:
+            _products["running"] -= 1
+            if not _products["running"]:
+                _products["limit"].restore_original_limits()
 
 
 def quantize_norm(beta, gamma) -> Quantized:
@@ -271,7 +305,8 @@ def normalize(x, quantized: Quantized, inverse: bool):
     scale = 2.0 ** -(2.0 * GRID_BITS + float(quantized.shift))
     if is_array(x):
         x = np.clip(x, -NORM_LIMIT, NORM_LIMIT)
-        norm = np.sqrt((np.square(x) @ gamma + beta) * scale)
+        with _one_thread_per_product():
+            norm = np.sqrt((np.square(x) @ gamma + beta) * scale)
     else:
         x = tf.clip_by_value(x, -float(NORM_LIMIT), float(NORM_LIMIT))
         norm = tf.sqrt((tf.nn.conv2d(tf.square(x), gamma[None, None], 1, "VALID") + beta) * scale)

@@ -65,7 +65,7 @@ def _extent(unit, value):
 def run(function, geometry: Geometry, args):
     """function(*args) tile by tile: tensors where it gives tensors, arrays where it gives arrays; pictures are rounded to uint8."""
     cells, window = _tile.get()
-    flat = [None if x is None else x for x in tf.nest.flatten(args)]
+    flat = tf.nest.flatten(args)
     spatial = [(unit, x) for unit, x in zip(geometry.inputs, flat) if unit is not None and x is not None]
     finest, value = max(spatial, key=lambda pair: pair[0])
     sizes = _extent(finest, value)
