@@ -7,6 +7,7 @@ tests/streams/, which tests/test_hostile.py tries.
 """
 
 import os
+import random
 import resource
 import sys
 
@@ -14,11 +15,33 @@ import atheris
 import numpy as np
 
 with atheris.instrument_imports(include=["goconv_tf.bitstream", "goconv_tf.codec", "goconv_tf.entropy"]):
-    from hostile import tiny_models, try_bytes
+    from hostile import LIMIT_PIXELS, tiny_models, try_bytes
 
-    from goconv_tf import codec
+    from goconv_tf import bitstream, codec
+    from goconv_tf.errors import GoConvError
 
 MODELS = tiny_models()
+
+
+def mutate(data, max_size, seed):
+    """Bytes anywhere, or, three times in four, what a whole stream holds, in a container that is right again."""
+    rng = random.Random(seed)
+    try:
+        stream = bitstream.unpack(data, LIMIT_PIXELS, allow_truncated=True, problems=[])
+    except GoConvError:
+        stream = None
+    choice = rng.randrange(8)
+    if stream is None or choice < 2:
+        return atheris.Mutate(data, max_size)
+    if choice == 2:
+        stream.lmbda_code = rng.choice([0, 1, rng.randrange(bitstream.LMBDA_SCALE)])
+    elif choice == 3:
+        stream.height, stream.width = (rng.randrange(1, 65) for _ in range(2))
+    else:
+        layer = rng.choice(stream.layers)
+        number = rng.randrange(len(layer.sections))
+        layer.sections[number] = atheris.Mutate(layer.sections[number], max(max_size - len(data) + len(layer.sections[number]), 1))
+    return bitstream.pack(stream)[:max_size]
 
 
 def main():
@@ -34,7 +57,7 @@ def main():
     resource.setrlimit(resource.RLIMIT_DATA, (8 * 2**30, resource.RLIM_INFINITY))
     kept = os.path.join(os.path.dirname(os.path.abspath(__file__)), "streams")
     options = [f"-max_total_time={seconds}", f"-artifact_prefix={folder}/", "-max_len=4096", "-timeout=20", os.path.join(folder, "corpus"), kept]
-    atheris.Setup([sys.argv[0], *options], lambda data: try_bytes(data, MODELS))
+    atheris.Setup([sys.argv[0], *options], lambda data: try_bytes(data, MODELS), custom_mutator=mutate)
     atheris.Fuzz()
 
 
