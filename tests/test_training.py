@@ -16,7 +16,7 @@ from conftest import ROOT, draw
 from PIL import Image
 from test_commands import one_line
 
-from goconv_tf import data, training, zoo
+from goconv_tf import data, presets, training, zoo
 from goconv_tf.errors import DataError, GoConvError, UsageError
 
 
@@ -227,6 +227,25 @@ def test_schedules():
     assert float(training.make_schedule(options("", "", lr=2e-4))(7)) == pytest.approx(2e-4)
     with pytest.raises(UsageError, match="not both"):
         training.make_optimizer(options("", "", clip_value=1.0))
+
+
+@pytest.mark.parametrize("name", ["variable_rate", "crpe", "scalable_rnn"])
+def test_losses_in_mixed_precision(name):
+    """All rates and distortions are float32 numbers near those of float32 layers."""
+    x = tf.constant(np.random.default_rng(0).integers(0, 256, (1, 64, 64, 3)), tf.uint8)
+    values = {}
+    for policy in ("float32", "mixed_bfloat16"):
+        tf.keras.mixed_precision.set_global_policy(policy)
+        try:
+            tf.keras.utils.set_random_seed(0)
+            model = zoo.new_model(presets.get_preset(name, "tiny"))
+            loss, metrics = model.loss_fn(x, tf.constant([0.01]), tf.constant([0, 1]), tf.constant(0))
+        finally:
+            tf.keras.mixed_precision.set_global_policy("float32")
+        assert loss.dtype == tf.float32 and all(value.dtype == tf.float32 for value in metrics.values())
+        values[policy] = float(loss), float(metrics["bpp"]), float(metrics["mse"])
+    np.testing.assert_allclose(values["mixed_bfloat16"], values["float32"], rtol=0.05)
+    assert values["mixed_bfloat16"] != values["float32"]
 
 
 def test_fused_adam_is_keras_adam():

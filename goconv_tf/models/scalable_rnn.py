@@ -71,7 +71,7 @@ class ScalableRNN(Codec):
     def layer_synthesis(self, y, size, states):
         """(what one layer adds to the picture, in [-0.5, 0.5]; states)."""
         x, states = _recur(self.g_s_input, self.g_s_cells, self.g_s_output, y, states, upsample=True)
-        return tf.tanh(x[:, : size[0], : size[1]]) / 2.0, states
+        return tf.tanh(tf.cast(x[:, : size[0], : size[1]], tf.float32)) / 2.0, states
 
     def walk(self, walker):
         residual = walker.latents.get("residual")  # a decoder has none
@@ -85,7 +85,7 @@ class ScalableRNN(Codec):
             if self.config.hyperprior:
                 z = walker(z_name, self.priors[k])
                 sigma, states_h = self.hyper_synthesis(walker.enter(z), walker.size(y_name), states_h)
-                sigma = exact.from_grid(sigma) if exact.is_exact(sigma) else sigma
+                sigma = exact.from_grid(sigma) if exact.is_exact(sigma) else tf.cast(sigma, tf.float32)
                 y = walker(y_name, self.conditional, 0.0, sigma)
             else:
                 y = walker(y_name, self.priors[k])
