@@ -351,6 +351,22 @@ def test_float_path_is_marked_and_would_notice_a_weight_of_another_machine(model
     np.testing.assert_array_equal(codec.decompress(other, exactly.data), codec.decompress(model, exactly.data))
 
 
+@pytest.mark.parametrize("kind", ["model", "rnn"])
+def test_transforms_may_be_of_another_precision(kind, request):
+    """What is coded with bfloat16 transforms decodes with float32 ones and back: integers do not follow Keras' policy."""
+    models, picture = [request.getfixturevalue(kind)], draw(70, 90)
+    tf.keras.mixed_precision.set_global_policy("mixed_bfloat16")
+    try:
+        models.append(zoo.load_pretrained(models[0].info.path))
+    finally:
+        tf.keras.mixed_precision.set_global_policy("float32")
+    streams = [codec.compress(m, picture).data for m in models]
+    assert streams[0] != streams[1]
+    for data in streams:
+        full, brief = (codec.decompress(m, data).astype(int) for m in models)
+        assert 0 < abs(full - brief).mean() < 2
+
+
 def test_models_without_integers(model_dir, tmp_path):
     """Of an earlier version: they code in floating point only, and say so."""
     old = zoo.load_pretrained(model_dir)
