@@ -53,7 +53,7 @@ def replaced(owner, name, value):
 
 
 def count_macs(model, height, width):
-    """{stage: multiply-adds} of coding and decoding one picture's layers, from the shapes that a trace sees."""
+    """{stage: multiply-adds} of coding and decoding one picture, from the shapes that its layers meet."""
     counts = {"analysis": 0, "entropy parameters": 0, "synthesis": 0}
     part_of = {id(layer): "entropy parameters" for layer in model.exact_layers().values()}
     for name, value in vars(model).items():
