@@ -57,6 +57,12 @@ flags.DEFINE_multi_string("val_glob", [], "Glob pattern, or folder, of pictures 
 flags.DEFINE_float("val_minutes", 15.0, "Minutes between such validations, and between exports.", lower_bound=0.0)
 flags.DEFINE_list("val_lambdas", [], "Lagrangians of the validation. Default: all of --lambdas.")
 flags.DEFINE_string("warm_start", "", "Model name or folder whose weights a new run starts from.")
+flags.DEFINE_enum(
+    "init",
+    "random",
+    ["random", "pca"],
+    "Initial transforms: random, as in the papers, or (variable_rate) principal components of the training pictures, which saves most of the steps.",
+)
 flags.DEFINE_bool("flip", True, "Mirror half of the patches.")
 flags.DEFINE_integer("seed", 0, "Seed of initial weights, batches and noise.")
 flags.DEFINE_integer("cache_mb", 1024, "Memory for decoded training pictures, MiB.", lower_bound=0)

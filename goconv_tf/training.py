@@ -15,7 +15,7 @@ import tensorflow as tf
 from goconv_tf import cluster, data, zoo
 from goconv_tf.errors import DataError, GoConvError, UsageError
 from goconv_tf.files import atomic_write
-from goconv_tf.models import MODELS, crpe, named_weights
+from goconv_tf.models import MODELS, crpe, named_weights, principal
 from goconv_tf.presets import change_settings, get_preset
 
 
@@ -49,6 +49,7 @@ class Options:
     val_minutes: float = 15.0
     val_lambdas: Tuple[float, ...] = ()
     warm_start: str = ""
+    init: str = "random"
     flip: bool = True
     seed: int = 0
     cache_mb: int = 1024
@@ -66,6 +67,8 @@ class Options:
                 raise UsageError(f"--{name} takes numbers between 0 and 1, not {','.join(map(str, getattr(self, name)))}")
         if self.patchsize % 16:
             raise UsageError(f"--patchsize must be a multiple of 16, not {self.patchsize}")
+        if self.init != "random" and (self.model != "variable_rate" or self.warm_start):
+            raise UsageError(f"--init {self.init} is for variable_rate without --warm_start")
         if self.distortion != "mse" and self.patchsize < 176:
             raise UsageError(f"--distortion {self.distortion} needs --patchsize 176 at least: MS-SSIM takes 161 pixels")
 
@@ -389,7 +392,7 @@ def train(options: Options):
     source = data.PatchSource(paths, options.patchsize, options.batchsize, lambdas, options.seed, options.flip, options.cache_mb)
     val_paths = data.find_pictures(options.val_glob) if options.val_glob else []
     os.makedirs(folder, exist_ok=True)
-    run_path = os.path.join(folder, "run.json")
+    run_path, backup_dir = os.path.join(folder, "run.json"), os.path.join(folder, "backup")
     if os.path.exists(run_path):
         with open(run_path, encoding="utf-8") as f:
             run = json.load(f)
@@ -413,6 +416,10 @@ def train(options: Options):
         if options.warm_start:
             warm = zoo.load_pretrained(options.warm_start, fold=False)
             start_from(model, warm, options.warm_start)
+        if options.init == "pca" and not saved_step(backup_dir):
+            count, side = principal.CROPS
+            crops = data.PatchSource(paths, side, count, lambdas, options.seed, options.flip, options.cache_mb)
+            principal.principal_start(model, crops(0)[0])
         model.distortion, model.balance = options.distortion, options.balance
         optimizer = make_optimizer(options)
         optimizer.build(model.trainable_variables)
@@ -421,7 +428,6 @@ def train(options: Options):
     if chief:
         atomic_write(run_path, json.dumps(dataclasses.asdict(options), indent=1).encode())
 
-    backup_dir = os.path.join(folder, "backup")
     start = saved_step(backup_dir)
     if start >= options.last_step:
         raise UsageError(f"{folder} is already at step {start} of {options.last_step}: raise --last_step to go on")

@@ -209,6 +209,19 @@ def test_warm_start_begins_with_the_weights_given(photos, tmp_path, model_dir, m
         training.train(options(photos, tmp_path / "b", num_filters=16, warm_start=model_dir))
 
 
+def test_principal_components_are_where_a_run_starts(photos, tmp_path, monkeypatch):
+    monkeypatch.setattr(tf.keras.Model, "fit", lambda self, *args, **kwargs: None)
+    monkeypatch.setattr(training.principal, "CROPS", (8, 64))
+    random, start = (training.train(options(photos, tmp_path / init, init=init)) for init in ("random", "pca"))
+    x = np.stack([data.read_rgb(path)[:64, :64] for path in data.find_pictures([photos])[:2]])
+    lmbda = tf.constant([0.05, 0.05])
+    errors = [np.mean(np.square(x - model.synthesis(model.transform(tf.constant(x), lmbda), lmbda).numpy())) for model in (random, start)]
+    assert errors[1] < 0.2 * errors[0]
+    for changes in (dict(model="crpe", lambdas=(0.01,)), dict(warm_start="tiny")):
+        with pytest.raises(UsageError, match="--init pca is for variable_rate without --warm_start"):
+            training.train(options(photos, tmp_path / "b", init="pca", **changes))
+
+
 def test_nan_stops_and_keeps_the_last_good_save(photos, unbroken, tmp_path):
     shutil.copytree(unbroken[1], tmp_path, dirs_exist_ok=True)
     good = weights(tmp_path)

@@ -3,10 +3,10 @@
 import tensorflow as tf
 
 from goconv_tf.entropy import FactorizedPrior, GaussianConditional
-from goconv_tf.layers import GDN, GoConv2D, GoConv2DTranspose, OctaveTensor, RDFTKernel, SignalConv2D, exact
+from goconv_tf.layers import GDN, GoConv2D, GoConv2DTranspose, OctaveTensor, SignalConv2D, exact
 from goconv_tf.layers.octave import crop, crop_like, split_filters
 from goconv_tf.models.base import Codec, stage
-from goconv_tf.models.octave import chain, estimate, halves, latent_sizes
+from goconv_tf.models.octave import chain, copy_convolution, estimate, halves, latent_sizes, set_kernel
 from goconv_tf.models.tiles import CELL, Extent
 from goconv_tf.presets import CRPEConfig
 
@@ -209,46 +209,31 @@ def adopt(model, source, lmbda):
         for path in ("high", "low", "up", "down"):
             if getattr(theirs, path) is not None:
                 factors = getattr(theirs, f"{path}_scaling")(tf.constant(lmbda))[0, 0, 0]
-                _copy(getattr(ours, path), getattr(theirs, path), factors)
+                copy_convolution(getattr(ours, path), getattr(theirs, path), factors)
                 if getattr(theirs, f"{path}_activation") is not None:
                     for a, b in zip(getattr(ours, f"{path}_activation").variables, getattr(theirs, f"{path}_activation").variables):
                         a.assign(b)
     # Pictures are x / 255 here, x / 256 there.
-    _set_kernel(model.g_a[0].high, model.g_a[0].high.kernel * (255.0 / 256.0))
+    set_kernel(model.g_a[0].high, model.g_a[0].high.kernel * (255.0 / 256.0))
     for path in ("high", "up"):
-        _copy(getattr(model.g_s[-1], path), getattr(model.g_s[-1], path), 256.0 / 255.0)
+        copy_convolution(getattr(model.g_s[-1], path), getattr(model.g_s[-1], path), 256.0 / 255.0)
     for ours, theirs in zip([*model.h_a1, *model.h_s1], [*source.h_a, *source.h_s]):
         for path in ("high", "low", "up", "down"):
-            _copy(getattr(ours, path), getattr(theirs, path))
-    _copy(model.f_y_up, source.f_up)
+            copy_convolution(getattr(ours, path), getattr(theirs, path))
+    copy_convolution(model.f_y_up, source.f_up)
     first, first_bias = source.f_pe[0].kernel, source.f_pe[0].bias
     ignored = tf.zeros([1, 1, model.config.filters // 2, first.shape[-1]])
-    _set_kernel(model.f_y[0], tf.concat([first[:, :, : model.y_high_channels], ignored, first[:, :, model.y_high_channels :]], axis=2))
+    set_kernel(model.f_y[0], tf.concat([first[:, :, : model.y_high_channels], ignored, first[:, :, model.y_high_channels :]], axis=2))
     model.f_y[0].bias_parameter.assign(first_bias)
     for ours, theirs in zip(model.f_y[1:], source.f_pe[1:]):
-        _copy(ours, theirs)
+        copy_convolution(ours, theirs)
     for path in ("high", "low", "up", "down"):
         conv = getattr(model.h_a2[-1], path)
-        _set_kernel(conv, 0.1 * conv.kernel)
+        set_kernel(conv, 0.1 * conv.kernel)
     for ours, theirs in ((model.prior_high, source.prior_z_high), (model.prior_low, source.prior_z_low)):
         for a, b in zip(ours.variables, theirs.variables):
             a.assign(b)
     passing = tf.pad(tf.eye(model.y_low_channels)[None, None], [[2, 2], [2, 2], [0, model.config.filters // 2], [0, 0]])
     for fusion in [model.fusion, model.fusion_scale] if model.config.separate_fusion else [model.fusion]:
-        _set_kernel(fusion, passing)
+        set_kernel(fusion, passing)
         fusion.bias_parameter.assign(tf.zeros_like(fusion.bias_parameter))
-
-
-def _set_kernel(conv, kernel):
-    parameter = conv.kernel_parameter
-    if isinstance(parameter, RDFTKernel):
-        parameter.set_value(kernel)
-    else:
-        parameter.assign(kernel)
-
-
-def _copy(ours, theirs, factors=1.0):
-    """A convolution's kernel and bias, its output channels multiplied."""
-    _set_kernel(ours, theirs.kernel * factors)
-    if theirs.use_bias:
-        ours.bias_parameter.assign(theirs.bias * factors)

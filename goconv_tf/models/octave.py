@@ -1,8 +1,8 @@
-"""What the two octave models share: sizes of their latents, and parameters in halves."""
+"""What the two octave models share: sizes of their latents, parameters in halves, kernels that are copied."""
 
 import tensorflow as tf
 
-from goconv_tf.layers import exact
+from goconv_tf.layers import RDFTKernel, exact
 
 
 def half(n):
@@ -41,3 +41,19 @@ def latent_sizes(height, width):
     y_low = tuple(map(half, y_high))
     z_high = tuple(map(half, y_low))
     return y_high, y_low, z_high, tuple(map(half, z_high))
+
+
+def set_kernel(conv, kernel):
+    """Makes `kernel` that of a SignalConv2D."""
+    parameter = conv.kernel_parameter
+    if isinstance(parameter, RDFTKernel):
+        parameter.set_value(kernel)
+    else:
+        parameter.assign(kernel)
+
+
+def copy_convolution(ours, theirs, factors=1.0):
+    """Gives a SignalConv2D another's kernel and bias, output channels multiplied by factors."""
+    set_kernel(ours, theirs.kernel * factors)
+    if theirs.use_bias:
+        ours.bias_parameter.assign(theirs.bias * factors)

@@ -1,0 +1,168 @@
+"""A start for VariableRate's transforms that is a transform coder already: principal components instead of random kernels.
+
+Each stride of 2 takes the principal components of 2 x 2 blocks of what the stride before it gave; those that do not fit in
+the high frequency go to the low one, where there are any left. Random kernels take ten thousands of steps to get there
+(docs/training.md has numbers).
+"""
+
+import math
+
+import numpy as np
+import tensorflow as tf
+
+from goconv_tf.models.octave import set_kernel
+
+INSIDE = 0.25  # what pixels are multiplied by inside the transforms, so that GDN starts nearly linear
+UNUSED = 0.01  # what random kernels are multiplied by on paths that carry nothing yet
+CROPS = (256, 128)  # how many crops components are computed from, and their side in pixels
+LEAST_WIDTH = 0.1  # of a channel of y
+SPREAD = 2.0  # scales at first, in widths of their channels: far too narrow ones would have no gradient
+NARROWER = 4.0  # densities of z than as tfc initialises them: they start wide and narrow slowly
+HYPER = 2.0  # what the last layer of the hyper analysis is multiplied by, so that z passes through its noise
+
+
+def _gain(lmbda, scale):
+    """What a component is multiplied by, so that its quantization step suits lambda.
+
+    A uniform step d costs d^2 / 12 of squared error in a component, and 1 / (2 ln 2) bits per natural logarithm of that:
+    R + lambda * D, with three components a pixel, is least at d^2 = 18 / (lambda ln 2) in squared 8-bit units.
+    """
+    return scale / np.sqrt(18.0 / (lmbda * math.log(2.0)))
+
+
+def _components(maps, count):
+    """Principal components of 2 x 2 blocks of maps [n, h, w, c].
+
+    Returns:
+      (components [n, h/2, w/2, k], their vectors [2, 2, c, k]), the largest first; k = min(count, 4c).
+    """
+    n, height, width, channels = maps.shape
+    cells = maps.reshape(n, height // 2, 2, width // 2, 2, channels).transpose(0, 1, 3, 2, 4, 5)
+    cells = cells.reshape(n, height // 2, width // 2, 4 * channels)
+    flat = cells.reshape(-1, 4 * channels)
+    vectors = np.linalg.eigh(flat.T @ flat)[1][:, ::-1][:, :count]
+    return cells @ vectors, vectors.reshape(2, 2, channels, -1)
+
+
+def _put(conv, vectors, transposed=False):
+    """Makes a convolution with stride 2 compute components, or, transposed, add them up; other outputs stay random, but small."""
+    shape = conv.kernel.shape
+    fresh = conv.kernel.numpy() * UNUSED
+    before = shape[0] // 2  # where the layer's own block of 2 x 2 begins
+    if transposed:
+        vectors = vectors.transpose(0, 1, 3, 2)
+    _, _, inputs, outputs = vectors.shape
+    kernel = np.zeros(shape, np.float32)
+    kernel[before : before + 2, before : before + 2, :inputs, :outputs] = vectors
+    kernel[..., outputs:] = fresh[..., outputs:]
+    set_kernel(conv, kernel)
+
+
+def _damp(conv, factor=UNUSED):
+    set_kernel(conv, conv.kernel * factor)
+
+
+def _before_softplus(x):
+    return x + np.log(-np.expm1(-x))
+
+
+def _fit(net, target, lowest, highest):
+    """Makes a ScalingNet's factors target(lambda) for all channels, to about a percent."""
+    lmbda = np.geomspace(lowest, highest, 64)
+    units = np.arange(net.units)
+    net.hidden.kernel.assign(np.linspace(0.5, 1.5, net.units)[None] * np.where(units % 2, 1, -1))
+    net.hidden.bias.assign(np.linspace(-1.5, 1.5, net.units))
+    hidden = np.concatenate([net.hidden(np.log10(lmbda)[:, None] + 2).numpy(), np.ones([len(lmbda), 1])], axis=1)
+    ridge = 1e-4 * np.diag([*np.ones(net.units), 0])
+    solution = np.linalg.solve(hidden.T @ hidden + ridge, hidden.T @ _before_softplus(target(lmbda)))
+    net.factors.kernel.assign(np.repeat(solution[:-1, None], net.channels, axis=1))
+    net.factors.bias.assign(np.full(net.channels, solution[-1]))
+
+
+def principal_start(model, pictures):
+    """Gives a new VariableRate transforms made of principal components.
+
+    Args:
+      model: VariableRate.
+      pictures: uint8 [n, h, w, 3], crops of training pictures with sides divisible by 32; some hundreds of 128 x 128.
+    """
+    config = model.config
+    g_a, g_s = model.g_a, model.g_s
+    high, low = g_a[0].filters_high, g_a[0].filters_low
+    for layer in (*g_a, *g_s):
+        for net in (getattr(layer, f"{path}_scaling", None) for path in ("high", "low", "up", "down")):
+            if net is not None:  # the same for every lambda at first
+                net.factors.kernel.assign(0.1 * net.factors.kernel)
+    for layer in (*g_a[1:], *g_s):
+        for conv in (layer.low, layer.up, layer.down):
+            if conv is not None:
+                _damp(conv)
+    # Pictures are x / 256 in the model.
+    pixels = pictures.astype(np.float64) / 256.0
+    mean = pixels.mean(axis=(0, 1, 2))
+    maps, first = _components((pixels - mean) * INSIDE, high)
+    maps, second = _components(maps, high)
+    maps, third = _components(maps, high + low)
+    _, fourth = _components(maps[..., :high], model.y_high_channels)
+    rest, third_low = _components(maps[..., high:], low)
+    _, fourth_low = _components(rest, model.y_low_channels)
+
+    _put(g_a[0].high, first * INSIDE)
+    bias = np.zeros(high, np.float32)
+    bias[: first.shape[-1]] = -np.tensordot(first.sum(axis=(0, 1)), mean * INSIDE, axes=[0, 0])
+    g_a[0].high.bias_parameter.assign(bias)
+    _put(g_s[3].high, first / INSIDE, transposed=True)
+    g_s[3].high.bias_parameter.assign(mean)
+    for analysis, synthesis, path, vectors in (
+        (g_a[1], g_s[2], "high", second),
+        (g_a[2], g_s[1], "high", third[..., :high]),
+        (g_a[3], g_s[0], "high", fourth),
+        (g_a[2], g_s[1], "low", third_low),
+        (g_a[3], g_s[0], "low", fourth_low),
+    ):
+        _put(getattr(analysis, path), vectors)
+        _put(getattr(synthesis, path), vectors, transposed=True)
+    # The third stride's other components leave the second layer's high frequency for its low one, and come back there.
+    _put(g_a[1].down, third[..., high:])
+    _put(g_s[1].up, third[..., high:], transposed=True)
+
+    def gain(lmbda):
+        return _gain(lmbda, 256.0 / INSIDE)
+
+    for path in ("high", "low"):
+        _fit(getattr(g_a[3], f"{path}_scaling"), gain, config.lmbda_min, config.lmbda_max)
+        _fit(getattr(g_s[0], f"{path}_scaling"), lambda lmbda: 1 / gain(lmbda), config.lmbda_min, config.lmbda_max)
+    entropy_start(model, pictures)
+
+
+def entropy_start(model, pictures):
+    """Fits a new VariableRate's hyper networks to the widths of its latents, which differ from channel to channel.
+
+    What the hyper analysis reads is divided by each channel's width at the middle lambda, means and scales are multiplied by it:
+    as initialised, the networks would hardly see the narrow channels, and Adam would take long to the scales of the wide ones.
+
+    Args: as `principal_start`'s.
+    """
+    config = model.config
+    middle = math.sqrt(config.lmbda_min * config.lmbda_max)
+    y = model.transform(pictures, tf.constant([middle]))
+    wide_high, wide_low = (np.maximum(np.sqrt(np.mean(np.square(part), axis=(0, 1, 2))), LEAST_WIDTH) for part in y)
+    for conv, wide in ((model.h_a[0].high, wide_high), (model.h_a[0].low, wide_low), (model.f_up, wide_low)):
+        set_kernel(conv, conv.kernel / wide[:, None])
+    for path in ("high", "low", "up", "down"):
+        _damp(getattr(model.h_a[-1], path), HYPER)
+    for prior in (model.prior_z_high, model.prior_z_low):
+        matrix = prior.parameters()["matrix"][0]  # before its softplus; the first factor of what z is multiplied by
+        matrix.assign(_before_softplus(NARROWER * tf.nn.softplus(matrix).numpy()))
+    low, channels = model.h_s[-1].low, model.y_low_channels
+    for conv in (low, model.h_s[-1].down):
+        set_kernel(conv, conv.kernel * np.tile(wide_low, 2))
+    low.bias_parameter.assign(np.concatenate([np.zeros(channels), SPREAD * wide_low]))
+    # The last 1x1 convolution has no bias: one of its inputs becomes constant.
+    kernel, bias = model.f_pe[1].kernel.numpy(), model.f_pe[1].bias.numpy()
+    kernel[..., 0], bias[0] = 0.0, 1.0
+    set_kernel(model.f_pe[1], kernel)
+    model.f_pe[1].bias_parameter.assign(bias)
+    kernel = model.f_pe[2].kernel * np.tile(wide_high, 2)
+    constant = np.concatenate([np.zeros(model.y_high_channels), SPREAD * wide_high]).astype(np.float32)
+    set_kernel(model.f_pe[2], np.concatenate([np.broadcast_to(constant, [1, 1, 1, len(constant)]), kernel[:, :, 1:]], axis=2))
