@@ -171,6 +171,13 @@ def test_start_from_principal_components():
     left = np.linalg.eigvalsh(np.cov(cells.T))[:-80].sum() / 768
     assert max(errors.values()) < 3 * left < 0.1 * np.var(pictures), (errors, left)
     np.testing.assert_allclose(spread[config.lmbda_max], 10 * np.array(spread[config.lmbda_min]), rtol=0.03)
+    # Scales follow what y is like, block by block: of flat pictures with a patch of noise, those of the patch are wide.
+    pictures[:2] = 128
+    pictures[:2, 32:96, 64:128] = np.random.default_rng(0).integers(64, 192, (2, 64, 64, 3))
+    visit = Recorder(models[1].analysis(tf.constant(pictures[:2]), tf.constant([0.05] * 2)))
+    models[1].walk(visit)
+    scales = np.maximum(visit.parameters["y_high"][1], 0.11).mean(axis=(0, -1))
+    assert scales[2:6, 4:8].min() > 3 * np.median(scales)
 
 
 def test_presets_build_what_the_papers_say():

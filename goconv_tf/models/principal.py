@@ -10,15 +10,16 @@ import math
 import numpy as np
 import tensorflow as tf
 
+from goconv_tf.layers import exact
 from goconv_tf.models.octave import set_kernel
 
 INSIDE = 0.25  # what pixels are multiplied by inside the transforms, so that GDN starts nearly linear
 UNUSED = 0.01  # what random kernels are multiplied by on paths that carry nothing yet
 CROPS = (256, 128)  # how many crops components are computed from, and their side in pixels
 LEAST_WIDTH = 0.1  # of a channel of y
-SPREAD = 2.0  # scales at first, in widths of their channels: far too narrow ones would have no gradient
+FAINT = 0.02  # what random kernels of the hyper networks are multiplied by
+Z_STEPS = 3.0  # z where y is as wide as usual
 NARROWER = 4.0  # densities of z than as tfc initialises them: they start wide and narrow slowly
-HYPER = 2.0  # what the last layer of the hyper analysis is multiplied by, so that z passes through its noise
 
 
 def _gain(lmbda, scale):
@@ -136,33 +137,84 @@ def principal_start(model, pictures):
 
 
 def entropy_start(model, pictures):
-    """Fits a new VariableRate's hyper networks to the widths of its latents, which differ from channel to channel.
+    """Gives a new VariableRate hyper networks that pass on how strong y is, block by block; scales follow that.
 
-    What the hyper analysis reads is divided by each channel's width at the middle lambda, means and scales are multiplied by it:
-    as initialised, the networks would hardly see the narrow channels, and Adam would take long to the scales of the wide ones.
+    For each block of 16 x 16 pixels z holds the mean magnitude of one or more groups of y_H's channels, each divided by its width
+    at the middle lambda: 16 blocks to a position of z_H, whose channels are so used up. Scales are that, times the widths;
+    z_L and y_L alike. Means start at about zero. Random networks take thousands of steps to find this.
 
-    Args: as `principal_start`'s.
+    Args: as `principal_start`'s; with N under 32 z has too few channels, and nothing is changed.
     """
     config = model.config
-    middle = math.sqrt(config.lmbda_min * config.lmbda_max)
-    y = model.transform(pictures, tf.constant([middle]))
+    h_a, h_s = model.h_a, model.h_s
+    groups_high, groups_low = (count // 16 for count in (h_a[2].filters_high, h_a[2].filters_low))
+    if not groups_high or not groups_low:
+        return
+    y = model.transform(pictures, tf.constant([math.sqrt(config.lmbda_min * config.lmbda_max)]))
     wide_high, wide_low = (np.maximum(np.sqrt(np.mean(np.square(part), axis=(0, 1, 2))), LEAST_WIDTH) for part in y)
-    for conv, wide in ((model.h_a[0].high, wide_high), (model.h_a[0].low, wide_low), (model.f_up, wide_low)):
-        set_kernel(conv, conv.kernel / wide[:, None])
-    for path in ("high", "low", "up", "down"):
-        _damp(getattr(model.h_a[-1], path), HYPER)
+    for layer in (*h_a, *h_s):
+        for conv in (layer.up, layer.down):
+            _damp(conv, FAINT)
+    of_high, of_low = (
+        _pass_on([getattr(layer, path) for layer in h_a], [getattr(layer, path) for layer in h_s[:2]], wide, groups)
+        for path, wide, groups in (("high", wide_high, groups_high), ("low", wide_low, groups_low))
+    )
+    # psi_H begins with the groups, P_L has a scale for each channel of y_L.
+    _place(h_s[2].high, {(1, 1): np.eye(groups_high)})
+    _place(h_s[2].low, {(1, 1): of_low}, np.tile(wide_low, 2))
+    set_kernel(h_s[2].down, h_s[2].down.kernel * np.tile(wide_low, 2))
+    for conv, first in ((model.f_pe[0], model.y_high_channels), (model.f_pe[1], 0)):  # psi_H follows what is made of y_L
+        kernel = conv.kernel.numpy()
+        kernel[..., :groups_high] = 0.0
+        kernel[0, 0, first : first + groups_high, :groups_high] = np.eye(groups_high)
+        set_kernel(conv, kernel)
+    _place(model.f_pe[2], {(0, 0): of_high}, np.tile(wide_high, 2))
     for prior in (model.prior_z_high, model.prior_z_low):
         matrix = prior.parameters()["matrix"][0]  # before its softplus; the first factor of what z is multiplied by
         matrix.assign(_before_softplus(NARROWER * tf.nn.softplus(matrix).numpy()))
-    low, channels = model.h_s[-1].low, model.y_low_channels
-    for conv in (low, model.h_s[-1].down):
-        set_kernel(conv, conv.kernel * np.tile(wide_low, 2))
-    low.bias_parameter.assign(np.concatenate([np.zeros(channels), SPREAD * wide_low]))
-    # The last 1x1 convolution has no bias: one of its inputs becomes constant.
-    kernel, bias = model.f_pe[1].kernel.numpy(), model.f_pe[1].bias.numpy()
-    kernel[..., 0], bias[0] = 0.0, 1.0
-    set_kernel(model.f_pe[1], kernel)
-    model.f_pe[1].bias_parameter.assign(bias)
-    kernel = model.f_pe[2].kernel * np.tile(wide_high, 2)
-    constant = np.concatenate([np.zeros(model.y_high_channels), SPREAD * wide_high]).astype(np.float32)
-    set_kernel(model.f_pe[2], np.concatenate([np.broadcast_to(constant, [1, 1, 1, len(constant)]), kernel[:, :, 1:]], axis=2))
+
+
+_QUARTERS = ((0, 0), (0, 1), (1, 0), (1, 1))
+
+
+def _place(conv, taps, gains=1.0):
+    """Makes a kernel {(row, column): [in, out] of its first channels}, and random, but faint, besides; gains: of the outputs."""
+    kernel = conv.kernel.numpy() * FAINT * gains
+    for (row, column), matrix in taps.items():
+        kernel[row, column, : matrix.shape[0], : matrix.shape[1]] += matrix
+    set_kernel(conv, kernel.astype(np.float32))
+
+
+def _pass_on(analysis, synthesis, wide, groups):
+    """Makes one frequency's hyper networks, but for the last layer, pass on magnitudes of groups of channels.
+
+    Returns:
+      [groups, 2 * channels]: what makes means (zero) and scales of them.
+    """
+    first, second, third = analysis
+    # Pairs of opposite sums of channels: LeakyReLU makes 1 - 0.2 of their magnitudes of them.
+    channels, pairs = len(wide), first.filters // 2
+    pair = np.arange(channels) * pairs // channels
+    sums = np.zeros([channels, 2 * pairs])
+    sums[np.arange(channels), 2 * pair] = np.where(np.arange(channels) % 3 == 1, -1, 1) / (wide * np.sqrt(np.bincount(pair, minlength=pairs)[pair]))
+    sums[:, 1::2] = -sums[:, ::2]
+    group = np.arange(pairs) * groups // pairs
+    means = np.repeat(np.eye(groups)[group], 2, axis=0) / np.bincount(group) / (1 - exact.LEAK) / math.sqrt(2 / math.pi)
+    middle = first.kernel_support[0] // 2
+    _place(first, {(middle, middle): sums})
+    # A 2 x 2 block's quarters become channels, twice, and come back.
+    for conv, matrix, apart in (
+        (second, means, True),
+        (third, Z_STEPS * np.eye(4 * groups), True),
+        (synthesis[0], np.eye(4 * groups) / Z_STEPS, False),
+        (synthesis[1], np.eye(groups), False),
+    ):
+        middle = conv.kernel_support[0] // 2
+        _place(
+            conv,
+            {
+                (middle + row, middle + column): np.kron(np.eye(4)[[q]] if apart else np.eye(4)[:, [q]], matrix)
+                for q, (row, column) in enumerate(_QUARTERS)
+            },
+        )
+    return np.concatenate([np.zeros([groups, channels]), np.eye(groups)[group[pair]].T * wide], axis=1)
