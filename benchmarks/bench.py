@@ -187,10 +187,17 @@ def large(args):
 
 def checkpoints(args):
     """Every shipped model on all pictures: what exact entropy parameters cost beside floats, and time beside JPEG 2000 at its rate."""
-    rows = []
+    rows, measured = [], {}
+    path = os.path.join(args.output, "checkpoints.json")
+    if args.only_changed and os.path.exists(path):
+        with open(path, encoding="utf-8") as f:
+            measured = {(row["fingerprint"], row["pictures"]): row for row in json.load(f)["rows"]}
     for config in sorted(glob.glob(os.path.join(os.path.dirname(HERE), "checkpoints", "*", "config.json"))):
         with open(config, encoding="utf-8") as f:
             fingerprint = json.load(f)["fingerprint"]
+        if (fingerprint, len(args.pictures)) in measured:
+            rows.append(measured[fingerprint, len(args.pictures)])
+            continue
         answers = {"exact": [], "float": [], "JPEG 2000": []}
         with ours() as worker:
             info = worker(model=os.path.dirname(config))
@@ -354,6 +361,7 @@ def main():
     parser.add_argument("--peer_python", help="Python of an environment with CompressAI, for the sections peer and coding.")
     parser.add_argument("--model", default="variable-rate-small-mse")
     parser.add_argument("--count", type=int, default=8, help="Pictures of the sections peer and coding.")
+    parser.add_argument("--only_changed", action="store_true", help="Section checkpoints: keep the figures of weights that were measured before.")
     parser.add_argument("--output", default=os.path.join(HERE, "results"))
     args = parser.parse_args()
     args.pictures = sorted(glob.glob(os.path.join(args.images, "*.png")))
