@@ -418,8 +418,8 @@ def train(options: Options):
             start_from(model, warm, options.warm_start)
         if options.init == "pca" and not saved_step(backup_dir):
             count, side = principal.CROPS
-            crops = data.PatchSource(paths, side, count, lambdas, options.seed, options.flip, options.cache_mb)
-            principal.principal_start(model, crops(0)[0])
+            draw = data.PatchSource(paths, side, count, lambdas, options.seed, options.flip, cache_mb=0)  # drawn from once
+            principal.principal_start(model, draw(0)[0])
         model.distortion, model.balance = options.distortion, options.balance
         optimizer = make_optimizer(options)
         optimizer.build(model.trainable_variables)

@@ -151,7 +151,7 @@ def test_loss_arithmetic():
 
 
 def test_start_from_principal_components():
-    """Before the first step: pictures come back at every lambda, y grows with sqrt(lambda), and costs few bits where it is small."""
+    """Before the first step: pictures come back at every lambda, y grows with sqrt(lambda), and scales follow it block by block."""
     config = dataclasses.replace(presets.get_preset("variable_rate", "tiny"), filters=32, latents=128)
     tf.keras.utils.set_random_seed(0)
     models = [VariableRate(config).build_weights() for _ in range(2)]

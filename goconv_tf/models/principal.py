@@ -22,13 +22,13 @@ Z_STEPS = 3.0  # z where y is as wide as usual
 NARROWER = 4.0  # densities of z than as tfc initialises them: they start wide and narrow slowly
 
 
-def _gain(lmbda, scale):
-    """What a component is multiplied by, so that its quantization step suits lambda.
+def _gain(lmbda):
+    """What a component is multiplied by after the transforms' own INSIDE, so that its quantization step suits lambda.
 
     A uniform step d costs d^2 / 12 of squared error in a component, and 1 / (2 ln 2) bits per natural logarithm of that:
     R + lambda * D, with three components a pixel, is least at d^2 = 18 / (lambda ln 2) in squared 8-bit units.
     """
-    return scale / np.sqrt(18.0 / (lmbda * math.log(2.0)))
+    return 256.0 / INSIDE / np.sqrt(18.0 / (lmbda * math.log(2.0)))
 
 
 def _components(maps, count):
@@ -127,12 +127,9 @@ def principal_start(model, pictures):
     _put(g_a[1].down, third[..., high:])
     _put(g_s[1].up, third[..., high:], transposed=True)
 
-    def gain(lmbda):
-        return _gain(lmbda, 256.0 / INSIDE)
-
     for path in ("high", "low"):
-        _fit(getattr(g_a[3], f"{path}_scaling"), gain, config.lmbda_min, config.lmbda_max)
-        _fit(getattr(g_s[0], f"{path}_scaling"), lambda lmbda: 1 / gain(lmbda), config.lmbda_min, config.lmbda_max)
+        _fit(getattr(g_a[3], f"{path}_scaling"), _gain, config.lmbda_min, config.lmbda_max)
+        _fit(getattr(g_s[0], f"{path}_scaling"), lambda lmbda: 1 / _gain(lmbda), config.lmbda_min, config.lmbda_max)
     entropy_start(model, pictures)
 
 
