@@ -42,9 +42,17 @@ flags.DEFINE_enum(
 flags.DEFINE_float(
     "balance", 0.0, "Weigh samples by lambda^-balance; 0 as in the papers, 0.5 for equal say of all rates.", lower_bound=0.0, upper_bound=1.0
 )
+flags.DEFINE_enum(
+    "quantization",
+    "noise",
+    ["noise", "mixed"],
+    "What the synthesis sees of latents in training: noisy ones, as in the papers, or rounded ones with straight-through gradients. "
+    "Rates are those of noisy latents.",
+)
 flags.DEFINE_integer("patchsize", 256, "Side of the training patches in pixels; a multiple of 16.", lower_bound=16)
 flags.DEFINE_integer("batchsize", 8, "Patches a step, over all devices together.", lower_bound=1)
-flags.DEFINE_float("lr", 1e-4, "Learning rate of Adam.", lower_bound=0.0)
+flags.DEFINE_enum("optimizer", "adam", ["adam", "soap"], "Adam, as in the papers, or SOAP (arXiv 2409.11321).")
+flags.DEFINE_float("lr", 1e-4, "Learning rate.", lower_bound=0.0)
 flags.DEFINE_list("lr_drops", [], "Shares of --last_step at which the rate drops, such as 0.5,0.6,0.7,0.8,0.9.")
 flags.DEFINE_float("lr_drop_factor", 0.5, "What the rate is multiplied by at each drop.")
 flags.DEFINE_float("clip_norm", 0.0, "Clip gradients to this global norm; 0 for not at all.", lower_bound=0.0)

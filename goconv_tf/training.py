@@ -16,6 +16,7 @@ from goconv_tf import cluster, data, zoo
 from goconv_tf.errors import DataError, GoConvError, UsageError
 from goconv_tf.files import atomic_write
 from goconv_tf.models import MODELS, crpe, named_weights, principal
+from goconv_tf.optimizers import Adam, Schedule, Soap
 from goconv_tf.presets import change_settings, get_preset
 
 
@@ -34,8 +35,10 @@ class Options:
     lambdas: Tuple[float, ...] = ()
     distortion: str = "mse"
     balance: float = 0.0
+    quantization: str = "noise"
     patchsize: int = 256
     batchsize: int = 8
+    optimizer: str = "adam"
     lr: float = 1e-4
     lr_drops: Tuple[float, ...] = ()
     lr_drop_factor: float = 0.5
@@ -73,24 +76,6 @@ class Options:
             raise UsageError(f"--distortion {self.distortion} needs --patchsize 176 at least: MS-SSIM takes 161 pixels")
 
 
-class Schedule(tf.keras.optimizers.schedules.LearningRateSchedule):
-    """A rate that is multiplied by `factor` at each of `boundaries` (steps).
-
-    Also without boundaries: a plain number would be saved with the optimizer, and a resumed run
-    would not heed a new --lr.
-    """
-
-    def __init__(self, rate, boundaries=(), factor=1.0):
-        self.rate, self.boundaries, self.factor = rate, list(boundaries), factor
-
-    def __call__(self, step):
-        drops = sum(tf.cast(step >= boundary, tf.float32) for boundary in self.boundaries)
-        return self.rate * tf.pow(tf.constant(self.factor, tf.float32), drops)
-
-    def get_config(self):
-        return {"rate": self.rate, "boundaries": self.boundaries, "factor": self.factor}
-
-
 def make_schedule(options: Options):
     """The rate lr, multiplied by lr_drop_factor at each of lr_drops (shares of last_step)."""
     return Schedule(options.lr, [int(share * options.last_step) for share in options.lr_drops], options.lr_drop_factor)
@@ -101,31 +86,11 @@ def step_of(model) -> int:
     return int(model.optimizer.iterations.numpy())
 
 
-class Adam(tf.keras.optimizers.Adam):
-    """Keras' Adam with TensorFlow's fused kernel: the same formula, one operation a variable instead of twenty."""
-
-    def update_step(self, gradient, variable):
-        index = self._index_dict[self._var_key(variable)]
-        step = tf.cast(self.iterations + 1, variable.dtype)
-        tf.raw_ops.ResourceApplyAdam(
-            var=variable.handle,
-            m=self._momentums[index].handle,
-            v=self._velocities[index].handle,
-            beta1_power=tf.pow(tf.cast(self.beta_1, variable.dtype), step),
-            beta2_power=tf.pow(tf.cast(self.beta_2, variable.dtype), step),
-            lr=tf.cast(self.learning_rate, variable.dtype),
-            beta1=tf.cast(self.beta_1, variable.dtype),
-            beta2=tf.cast(self.beta_2, variable.dtype),
-            epsilon=tf.cast(self.epsilon, variable.dtype),
-            grad=gradient,
-        )
-
-
 def make_optimizer(options: Options):
-    """Adam with gradient clipping and averaged weights as the options say."""
+    """Adam or SOAP with gradient clipping and averaged weights as the options say."""
     if options.clip_norm and options.clip_value:
         raise UsageError("give one of --clip_norm and --clip_value, not both")
-    return Adam(
+    return {"adam": Adam, "soap": Soap}[options.optimizer](
         make_schedule(options),
         global_clipnorm=options.clip_norm or None,
         clipvalue=options.clip_value or None,
@@ -396,9 +361,9 @@ def train(options: Options):
     if os.path.exists(run_path):
         with open(run_path, encoding="utf-8") as f:
             run = json.load(f)
-        for key in ("model", "preset", "num_filters", "num_latents"):
-            if run.get(key, 0) != getattr(options, key):
-                raise UsageError(f"{folder} holds a run with {key} {run.get(key)}, not {getattr(options, key)}")
+        for key, missing in (("model", None), ("preset", None), ("num_filters", 0), ("num_latents", 0), ("optimizer", "adam")):
+            if run.get(key, missing) != getattr(options, key):
+                raise UsageError(f"{folder} holds a run with {key} {run.get(key, missing)}, not {getattr(options, key)}")
         if tuple(run.get("settings", ())) != options.settings:
             raise UsageError(f"{folder} holds a run with --set {' '.join(run.get('settings', ())) or 'nothing'}")
         if bool(run["ema"]) != bool(options.ema):
@@ -420,7 +385,7 @@ def train(options: Options):
             count, side = principal.CROPS
             draw = data.PatchSource(paths, side, count, lambdas, options.seed, options.flip, cache_mb=0)  # drawn from once
             principal.principal_start(model, draw(0)[0])
-        model.distortion, model.balance = options.distortion, options.balance
+        model.distortion, model.balance, model.quantization = options.distortion, options.balance, options.quantization
         optimizer = make_optimizer(options)
         optimizer.build(model.trainable_variables)
         model.compile(optimizer=optimizer)

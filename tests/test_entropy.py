@@ -159,3 +159,18 @@ def test_walkers_agree(name, prior, conditional):
     noise = np.concatenate([(a - latents[key]).numpy().ravel() for key, a in zip("zy", noisy)])
     assert noise.min() >= -0.5 and noise.max() <= 0.5 and 0.2 < noise.std() < 0.4
     assert list(rounding.likelihoods) == list(encoder.strings) == ["z", "y"]
+    # "Mixed" training passes on what decoding gives, with the gradient of what is not rounded, and counts the bits of noisy latents.
+    unrounded = {key: tf.Variable(latent) for key, latent in latents.items()}
+    with tf.GradientTape() as tape:
+        mixed_walker = NoisyWalker({key: v.read_value() for key, v in unrounded.items()}, tf.constant([1, 2]), mixed=True)
+        mixed = walk(mixed_walker)
+        total = tf.add_n([tf.reduce_sum(3.0 * value) for value in mixed])
+    for a, b in zip(mixed, expected):
+        np.testing.assert_allclose(a, b, atol=1e-5)
+    for gradient in tape.gradient(total, list(unrounded.values())):
+        np.testing.assert_allclose(gradient, 3.0)
+    noisy_walker = NoisyWalker(latents, tf.constant([1, 2]))
+    walk(noisy_walker)
+    for key in "zy":
+        np.testing.assert_allclose(mixed_walker.likelihoods[key], noisy_walker.likelihoods[key], rtol=1e-5)
+        np.testing.assert_array_equal(mixed_walker.values[key], noisy_walker.values[key])

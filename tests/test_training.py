@@ -261,6 +261,19 @@ def test_losses_in_mixed_precision(name):
     assert values["mixed_bfloat16"] != values["float32"]
 
 
+def test_soap_on_rounded_latents(photos, tmp_path):
+    """A run with both; its moments are in the save, and another optimizer cannot go on from it."""
+    run = options(photos, tmp_path, optimizer="soap", quantization="mixed", last_step=4, save_steps=2)
+    model = training.train(run)
+    assert isinstance(model.optimizer, training.Soap) and model.quantization == "mixed"
+    losses = [json.loads(line)["loss"] for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert len(losses) == 2 and all(np.isfinite(losses))
+    shapes = [shape for _, shape in tf.train.list_variables(tf.train.latest_checkpoint(str(tmp_path / "backup" / "chief")))]
+    assert shapes.count([25, 25]) > 20  # of the positions in 5 x 5 kernels
+    with pytest.raises(UsageError, match="holds a run with optimizer soap, not adam"):
+        training.train(options(photos, tmp_path, last_step=6))
+
+
 def test_fused_adam_is_keras_adam():
     a, b = tf.Variable([1.0, -2.0, 3.0]), tf.Variable([1.0, -2.0, 3.0])
     ours, theirs = training.Adam(0.01), tf.keras.optimizers.Adam(0.01)

@@ -43,11 +43,14 @@ class NoisyWalker(_Walker):
     """Training: latents [batch, h, w, c] with noise in [-0.5, 0.5); `values` keeps them.
 
     seed: int32 [2]; or [batch, 2], so that a sample's noise is the same in whatever batch it is.
+    mixed: pass on rounded latents, as coding does, with the gradient of unrounded ones; likelihoods are of noisy ones all the
+      same (Minnen and Singh 2020, arXiv 2007.08739).
     """
 
-    def __init__(self, latents, seed):
+    def __init__(self, latents, seed, mixed=False):
         super().__init__(latents)
         self.seed = seed
+        self.mixed = mixed
         self.values = {}
 
     def __call__(self, name, model, *parameters):
@@ -60,7 +63,7 @@ class NoisyWalker(_Walker):
             noisy = latent + tf.reshape(noise, tf.shape(latent))
         self.likelihoods[name] = model.likelihood(noisy, *parameters)
         self.values[name] = noisy
-        return noisy
+        return latent + tf.stop_gradient(_rounded(latent, model.offset(*parameters)) - latent) if self.mixed else noisy
 
 
 def _symbols(latent, offset):
@@ -68,6 +71,11 @@ def _symbols(latent, offset):
     difference = tf.cast(latent, tf.float32) - offset
     difference = tf.where(tf.math.is_finite(difference), difference, 0.0)
     return tf.cast(tf.floor(tf.clip_by_value(difference, -MAX_SYMBOL, MAX_SYMBOL) + 0.5), tf.int32)
+
+
+def _rounded(latent, offset):
+    """What decoding gives."""
+    return tf.cast(_symbols(latent, offset), tf.float32) + offset
 
 
 def _checksum(integers, before):
@@ -78,8 +86,7 @@ class RoundingWalker(_Walker):
     """Estimate: the values that decoding gives, with their likelihoods."""
 
     def __call__(self, name, model, *parameters):
-        offset = model.offset(*parameters)
-        value = tf.cast(_symbols(self.latents[name], offset), tf.float32) + offset
+        value = _rounded(self.latents[name], model.offset(*parameters))
         self.likelihoods[name] = model.likelihood(value, *parameters)
         return value
 

@@ -48,6 +48,7 @@ class RDFTKernel(tfc.Parameter):
         self._shape = tuple(int(n) for n in initial_value.shape)
         self._matrix = irdft_matrix(*self._shape[:2])
         self.rdft = tf.Variable(self._transform(initial_value), name=f"{name}_rdft")
+        self.rdft.kernel_shape = self._shape  # what an optimizer may want to know of a flat variable
 
     def _transform(self, kernel):
         flat = tf.reshape(kernel, (self._matrix.shape[0], -1))

@@ -108,6 +108,7 @@ class Codec(tf.keras.Model):
         self.config = config
         self.distortion = "mse"
         self.balance = 0.0
+        self.quantization = "noise"
 
     @property
     def latent_names(self) -> Tuple[str, ...]:
@@ -155,11 +156,12 @@ class Codec(tf.keras.Model):
         `distortion` ("mse" or "mix") chooses D. `balance` b weighs a sample by (lambda / middle of the
         range)^-b: at 0, as in the papers, the highest lambdas dominate the gradients; at 0.5, R + lambda * D
         has about the same size at all rates. The best a model can do at each lambda is the same.
+        `quantization` ("noise" or "mixed"): see `entropy.NoisyWalker`.
 
         Returns:
           (loss, {name: scalar}); rates in bits per pixel, mse in squared 8-bit units.
         """
-        walker = entropy.NoisyWalker(self.analysis(x, lmbda), seed)
+        walker = entropy.NoisyWalker(self.analysis(x, lmbda), seed, self.quantization == "mixed")
         reconstruction = self.synthesis(self.walk(walker), lmbda)
         original = tf.cast(x, tf.float32)
         bpp, metrics = self.rates(walker, x)

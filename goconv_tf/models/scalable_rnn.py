@@ -126,7 +126,7 @@ class ScalableRNN(Codec):
         are those after layer k.
         """
         del lmbda, step
-        walker = entropy.NoisyWalker(self.analysis(x, None), seed)
+        walker = entropy.NoisyWalker(self.analysis(x, None), seed, self.quantization == "mixed")
         pictures = self.pictures(self.walk(walker), None)
         original = tf.cast(x, tf.float32)
         _, metrics = self.rates(walker, x)

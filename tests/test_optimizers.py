@@ -1,0 +1,112 @@
+"""SOAP against its formulas in NumPy, and what it is for."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from goconv_tf.layers import RDFTKernel
+from goconv_tf.optimizers import Adam, Soap
+
+
+def turned(x, bases, back=False):
+    """x [a, b, c] with each axis multiplied by its basis."""
+    for axis, basis in bases.items():
+        x = np.moveaxis(np.tensordot(x, basis.T if back else basis, axes=[axis, 0]), -1, axis)
+    return x
+
+
+class Reference:
+    """SOAP of one tensor [positions, inputs, outputs] in float64, written from the paper's Algorithm 3 (its line numbers)."""
+
+    def __init__(self, value, axes, rate, beta_1, beta_2, epsilon, shampoo_beta, sampling, renewal):
+        self.value, self.rate, self.betas, self.epsilon = value.astype(np.float64), rate, (beta_1, beta_2), epsilon
+        self.shampoo_beta, self.sampling, self.renewal = shampoo_beta, sampling, renewal
+        self.moments = {axis: np.zeros([value.shape[axis]] * 2) for axis in axes}
+        self.bases = {axis: np.eye(value.shape[axis]) for axis in axes}
+        self.mean, self.square = np.zeros_like(self.value), np.zeros_like(self.value)  # mean: in the kernel's own coordinates
+
+    def step(self, t, gradient):
+        if t % self.sampling == 0:  # lines 13, 14
+            for axis, moment in self.moments.items():
+                flat = np.moveaxis(gradient, axis, 0).reshape(gradient.shape[axis], -1)
+                self.moments[axis] = self.shampoo_beta * moment + (1 - self.shampoo_beta) * flat @ flat.T
+        if t % self.renewal == 0:  # lines 16, 17: one power iteration, the largest eigenvalue first
+            for axis, moment in self.moments.items():
+                image = moment @ self.bases[axis]
+                order = np.argsort(-np.sum(self.bases[axis] * image, axis=0), kind="stable")
+                self.bases[axis] = np.linalg.qr(image[:, order])[0]
+                self.square = np.take(self.square, order, axis)
+        if t == 0:
+            return
+        beta_1, beta_2 = self.betas
+        self.mean = beta_1 * self.mean + (1 - beta_1) * gradient
+        self.square = beta_2 * self.square + (1 - beta_2) * turned(gradient, self.bases) ** 2
+        mean = turned(self.mean, self.bases) / (1 - beta_1**t)
+        step = mean / (np.sqrt(self.square / (1 - beta_2**t)) + self.epsilon)
+        self.value -= self.rate * turned(step, self.bases, back=True)
+
+
+# No axis is longer than the others together: its first eigenvectors would be arbitrary.
+@pytest.mark.parametrize("shape, axes", [((3, 3, 4, 6), (0, 1, 2)), ((1, 1, 5, 5), (1, 2)), ((6, 6), (1, 2)), ((3, 3, 12, 4), (0, 2))])
+def test_soap_is_the_papers(shape, axes):
+    rng = np.random.default_rng(0)
+    value = rng.normal(size=shape).astype(np.float32)
+    view = (int(np.prod(shape[:-2])), *shape[-2:])
+    settings = {"beta_1": 0.9, "beta_2": 0.95, "epsilon": 1e-6, "shampoo_beta": 0.8, "sampling": 2, "renewal": 4}
+    reference = Reference(value.reshape(view), axes, 0.01, **settings)
+    variable, optimizer = tf.Variable(value), Soap(0.01, largest=9, jit_compile=False, **settings)
+    optimizer.build([variable])
+    scale = np.geomspace(1, 0.3, view[1])[:, None] * np.geomspace(1, 0.1, view[2])
+    for t in range(11):
+        gradient = scale * rng.normal(size=view) + 0.1 * scale
+        optimizer.apply_gradients([(tf.constant(gradient.reshape(shape), tf.float32), variable)])
+        reference.step(t, gradient)
+        np.testing.assert_allclose(variable.numpy().reshape(view), reference.value, atol=2e-4, err_msg=f"step {t}")
+    assert np.abs(reference.value - value.reshape(view)).max() > 0.05
+
+
+def test_soap_turns_rdft_kernels_by_their_channels_and_leaves_vectors_to_adam():
+    kernel = RDFTKernel(tf.random.stateless_normal([5, 5, 2, 3], [0, 1]))
+    bias = tf.Variable([1.0, -2.0])
+    soap, adam = Soap(0.01, jit_compile=False), Adam(0.01, beta_1=0.95, beta_2=0.99, epsilon=1e-8)
+    soap.build([kernel.rdft, bias])
+    assert [tuple(v.shape) for v in soap._bases[0]] == [(25, 25), (2, 2), (3, 3)] and not soap._bases[1]
+    twin = tf.Variable(bias)
+    for k in range(3):
+        gradient = tf.constant([0.3, -1.0 * k])
+        soap.apply_gradients([(tf.ones_like(kernel.rdft), kernel.rdft), (gradient, bias)])
+        adam.apply_gradients([(gradient, twin)])
+    np.testing.assert_allclose(bias, twin, rtol=1e-6)
+
+
+def test_soap_beats_adam_where_coordinates_are_mixed(tmp_path):
+    """Least squares whose curvatures span four decades along directions that are no axes; and a saved optimizer goes on as if never stopped."""
+    rng = np.random.default_rng(0)
+    matrix = tf.constant(
+        np.linalg.qr(rng.normal(size=(24, 24)))[0] * np.geomspace(1, 0.01, 24) @ np.linalg.qr(rng.normal(size=(24, 24)))[0], tf.float32
+    )
+    target = tf.constant(rng.normal(size=(24, 16)), tf.float32)
+
+    def runner(optimizer):
+        variable = tf.Variable(tf.zeros([24, 16]))
+        optimizer.build([variable])
+        saved = tf.train.Checkpoint(variable=variable, optimizer=optimizer)
+
+        @tf.function
+        def step():
+            with tf.GradientTape() as tape:
+                loss = tf.reduce_mean(tf.square(matrix @ (variable - target)))
+            optimizer.minimize(loss, [variable], tape=tape)
+            return loss
+
+        return saved, lambda steps: [float(step()) for _ in range(steps)]
+
+    _, run = runner(Adam(0.03))
+    adam = run(400)
+    saved, run = runner(Soap(0.03, jit_compile=False))
+    first, path = run(205), saved.save(str(tmp_path / "save"))
+    soap = run(195)
+    assert soap[-1] < 0.2 * adam[-1] < 0.2 * first[0]
+    again, run = runner(Soap(0.03, jit_compile=False))
+    again.restore(path).assert_consumed()
+    assert run(195) == soap
