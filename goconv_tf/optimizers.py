@@ -47,21 +47,21 @@ def _adam(variable, mean, square, gradient, rate, step, beta_1, beta_2, epsilon)
     tf.raw_ops.ResourceApplyAdam(var=variable.handle, m=mean.handle, v=square.handle, grad=gradient, **number)
 
 
-def _multiply(x, matrix, mode):
-    """x [a, b, c] times matrix [n, n] along axis `mode`: sum over i of x[.., i, ..] matrix[i, j]."""
-    if mode == 0:
+def _multiply(x, matrix, axis):
+    """x [a, b, c] times matrix [n, n] along `axis`: sum over i of x[.., i, ..] matrix[i, j]."""
+    if axis == 0:
         return tf.reshape(tf.matmul(matrix, tf.reshape(x, (x.shape[0], -1)), transpose_a=True), x.shape)
-    if mode == 1:
+    if axis == 1:
         return tf.matmul(matrix[None], x, transpose_a=True)
     return tf.reshape(tf.matmul(tf.reshape(x, (-1, x.shape[2])), matrix), x.shape)
 
 
-def _second_moment(x, mode):
-    """[n, n] sums of products of x [a, b, c] along the two axes other than `mode`."""
-    if mode == 0:
+def _second_moment(x, axis):
+    """[n, n] sums of products of x [a, b, c] along the two axes other than `axis`."""
+    if axis == 0:
         flat = tf.reshape(x, (x.shape[0], -1))
         return tf.matmul(flat, flat, transpose_b=True)
-    if mode == 1:
+    if axis == 1:
         return tf.reduce_sum(tf.matmul(x, x, transpose_b=True), axis=0)
     flat = tf.reshape(x, (-1, x.shape[2]))
     return tf.matmul(flat, flat, transpose_a=True)
