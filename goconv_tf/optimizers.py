@@ -113,8 +113,8 @@ class Soap(Adam):
         # Traced once for all variables of the same shape; a partial, as Keras would save a function.
         self._turned_adam = functools.partial(tf.function(_turned_adam, autograph=False), **constants)
         self._moments, self._bases, self._directions = [], [], []
-        for variable in var_list:
-            view, axes = self._view(variable)
+        self._views = tuple(self._view(variable) for variable in var_list)
+        for variable, (view, axes) in zip(var_list, self._views):
             sides = [view[axis] for axis in axes]
             self._moments.append([self.add_variable_from_reference(variable, "moment", (n, n), tf.zeros((n, n))) for n in sides])
             self._bases.append([self.add_variable_from_reference(variable, "basis", (n, n), tf.eye(n)) for n in sides])
@@ -130,7 +130,7 @@ class Soap(Adam):
 
     def update_step(self, gradient, variable):
         index = self._index_dict[self._var_key(variable)]
-        view, axes = self._view(variable)
+        view, axes = self._views[index]
         if not axes:
             super().update_step(gradient, variable)
             return

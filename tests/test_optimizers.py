@@ -1,5 +1,9 @@
 """SOAP against its formulas in NumPy, and what it is for."""
 
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -110,3 +114,36 @@ def test_soap_beats_adam_where_coordinates_are_mixed(tmp_path):
     again, run = runner(Soap(0.03, jit_compile=False))
     again.restore(path).assert_consumed()
     assert run(195) == soap
+
+
+def test_soap_on_two_devices_is_soap_on_one():
+    """In a process of its own, with two virtual devices."""
+    code = """
+import numpy as np, tensorflow as tf
+tf.config.set_logical_device_configuration(tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 2)
+from goconv_tf.layers import RDFTKernel
+from goconv_tf.optimizers import Soap
+results = []
+for strategy in (tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"]), tf.distribute.get_strategy()):
+    with strategy.scope():
+        kernel = RDFTKernel(tf.random.stateless_normal([3, 3, 4, 4], [0, 1]))
+        optimizer = Soap(0.01, jit_compile=False)
+        optimizer.build([kernel.rdft])
+    replicas = strategy.num_replicas_in_sync
+    @tf.function
+    def step(seed):
+        def replica():
+            share = tf.random.stateless_normal(kernel.rdft.shape, [seed, 0]) / replicas
+            optimizer.apply_gradients([(share, kernel.rdft)])
+        strategy.run(replica)
+    for seed in range(12):
+        step(tf.constant(seed))
+    copies = strategy.experimental_local_results(kernel.rdft)
+    assert len(copies) == replicas
+    results += [copy.numpy() for copy in copies]
+for result in results[:2]:
+    np.testing.assert_allclose(result, results[2], atol=1e-5)
+"""
+    env = {**os.environ, "PYTHONPATH": os.path.dirname(os.path.dirname(os.path.abspath(__file__)))}
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
