@@ -73,7 +73,9 @@ class Soap(Adam):
     Kernels and matrices are seen as tensors [positions, inputs, outputs]. For each of these axes the
     optimizer averages the gradient's second moment, and Adam works on the gradient as seen from the
     eigenvectors of the three, where one rate per number fits better. Eigenvectors are renewed by one
-    power iteration every `renewal` steps; the first step of all only finds them. Other variables
+    power iteration every `renewal` steps; the first step of all only finds them. No number moves by more
+    than the rate, as seen from the eigenvectors (not in the paper; without it runs could break in the first
+    tens of steps). Other variables
     (biases, factorized priors) are trained by Adam with the same betas.
 
     Args:
@@ -178,7 +180,8 @@ def _turned_adam(
     turned = tf.reshape(turned, shape) * tf.cast(step > 0, gradient.dtype)
     direction.assign(tf.zeros(shape))
     _adam(direction, mean, square, turned, rate, tf.maximum(step, 1), beta_1, beta_2, epsilon)
-    update = tf.reshape(direction, view)
+    # Where new eigenvectors meet squares averaged over others, a quotient can be far above the 1 that Adam's are at most.
+    update = tf.reshape(tf.clip_by_value(direction, -rate, rate), view)
     for axis, basis in zip(axes, bases):
         update = _multiply(update, tf.transpose(basis), axis)
     variable.assign_add(tf.reshape(update, shape))

@@ -47,7 +47,7 @@ class Reference:
         self.square = beta_2 * self.square + (1 - beta_2) * turned(gradient, self.bases) ** 2
         mean = turned(self.mean, self.bases) / (1 - beta_1**t)
         step = mean / (np.sqrt(self.square / (1 - beta_2**t)) + self.epsilon)
-        self.value -= self.rate * turned(step, self.bases, back=True)
+        self.value -= self.rate * turned(np.clip(step, -1, 1), self.bases, back=True)
 
 
 # No axis is longer than the others together: its first eigenvectors would be arbitrary.
