@@ -20,7 +20,7 @@ def turned(x, bases, back=False):
 
 
 class Reference:
-    """SOAP of one tensor [positions, inputs, outputs] in float64, written from the paper's Algorithm 3 (its line numbers)."""
+    """SOAP of one tensor [positions, inputs, outputs] in float64, written from the paper's Algorithm 3, with the bound on a step."""
 
     def __init__(self, value, axes, rate, beta_1, beta_2, epsilon, shampoo_beta, sampling, renewal):
         self.value, self.rate, self.betas, self.epsilon = value.astype(np.float64), rate, (beta_1, beta_2), epsilon
@@ -30,11 +30,11 @@ class Reference:
         self.mean, self.square = np.zeros_like(self.value), np.zeros_like(self.value)  # mean: in the kernel's own coordinates
 
     def step(self, t, gradient):
-        if t % self.sampling == 0:  # lines 13, 14
+        if t % self.sampling == 0:
             for axis, moment in self.moments.items():
                 flat = np.moveaxis(gradient, axis, 0).reshape(gradient.shape[axis], -1)
                 self.moments[axis] = self.shampoo_beta * moment + (1 - self.shampoo_beta) * flat @ flat.T
-        if t % self.renewal == 0:  # lines 16, 17: one power iteration, the largest eigenvalue first
+        if t % self.renewal == 0:  # one power iteration, the largest eigenvalue first
             for axis, moment in self.moments.items():
                 image = moment @ self.bases[axis]
                 order = np.argsort(-np.sum(self.bases[axis] * image, axis=0), kind="stable")
