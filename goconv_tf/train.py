@@ -72,6 +72,13 @@ flags.DEFINE_enum(
     "Initial transforms: random, as in the papers, or (variable_rate) principal components of the training pictures, which saves most of the steps.",
 )
 flags.DEFINE_bool("flip", True, "Mirror half of the patches.")
+flags.DEFINE_float(
+    "vivid",
+    0.0,
+    "Share of the patches whose channels are permuted and whose saturation is multiplied by 1 to 16, so that saturated colours are learned.",
+    lower_bound=0.0,
+    upper_bound=1.0,
+)
 flags.DEFINE_integer("seed", 0, "Seed of initial weights, batches and noise.")
 flags.DEFINE_integer("cache_mb", 1024, "Memory for decoded training pictures, MiB.", lower_bound=0)
 flags.DEFINE_enum(

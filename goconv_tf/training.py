@@ -54,6 +54,7 @@ class Options:
     warm_start: str = ""
     init: str = "random"
     flip: bool = True
+    vivid: float = 0.0
     seed: int = 0
     cache_mb: int = 1024
     strategy: str = "none"
@@ -354,7 +355,7 @@ def train(options: Options):
     lambdas = options.lambdas or config.training_lambdas
     folder = options.checkpoint_dir
     paths = data.find_pictures(options.train_glob)
-    source = data.PatchSource(paths, options.patchsize, options.batchsize, lambdas, options.seed, options.flip, options.cache_mb)
+    source = data.PatchSource(paths, options.patchsize, options.batchsize, lambdas, options.seed, options.flip, options.vivid, options.cache_mb)
     val_paths = data.find_pictures(options.val_glob) if options.val_glob else []
     os.makedirs(folder, exist_ok=True)
     run_path, backup_dir = os.path.join(folder, "run.json"), os.path.join(folder, "backup")

@@ -62,6 +62,23 @@ def test_patches_come_from_the_pictures(tmp_path):
     assert 4 < sum(mirrored) < 28
 
 
+def test_vivid_patches(photos):
+    paths = data.find_pictures([photos])
+    plain, some, all_of_them = (data.PatchSource(paths, 64, 1, [0.01], flip=False, vivid=share)(3)[0][0].astype(int) for share in (0, 1e-9, 1))
+    np.testing.assert_array_equal(plain, some)
+    assert np.ptp(all_of_them, -1).mean() > 1.5 * np.ptp(plain, -1).mean()
+
+    patch = np.random.default_rng(0).integers(120, 136, (8, 8, 3)).astype(np.uint8)
+    for seed in range(5):
+        rng = np.random.default_rng(seed)
+        more = data.vivid(patch, rng).astype(float)
+        again = np.random.default_rng(seed)
+        order, factor = again.permutation(3), 16 ** again.random()
+        grey = patch.mean(-1, keepdims=True)
+        np.testing.assert_allclose(more, np.clip(grey + factor * (patch[..., order] - grey), 0, 255), atol=0.501)
+        assert 1 <= factor <= 16
+
+
 def test_damaged_pictures_are_replaced(photos, tmp_path, capsys):
     """A file whose header is whole and whose rest is not: named once, and every batch is still a function of its step."""
     for name in ("0.png", "1.jpg"):
