@@ -27,4 +27,4 @@ def test_saturated_colours(folder):
 
 
 def test_the_main_models_were_trained_with_saturated_colours():
-    assert {"variable-rate-small-mse", "variable-rate-small-mix"} <= {folder.name for folder in VIVID}
+    assert {"variable-rate-small-mse", "variable-rate-small-mix", "crpe-small-mse-0.01"} <= {folder.name for folder in VIVID}
