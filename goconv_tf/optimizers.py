@@ -75,8 +75,7 @@ class Soap(Adam):
     eigenvectors of the three, where one rate per number fits better. Eigenvectors are renewed by one
     power iteration every `renewal` steps; the first step of all only finds them. No number moves by more
     than the rate, as seen from the eigenvectors (not in the paper; without it runs could break in the first
-    tens of steps). Other variables
-    (biases, factorized priors) are trained by Adam with the same betas.
+    tens of steps). Other variables (biases, factorized priors) are trained by Adam with the same betas.
 
     Args:
       learning_rate, beta_1, beta_2, epsilon: as in Adam.

@@ -6,6 +6,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 # Two test processes share the cores: threads of their own would only wait for each other.
 os.environ.setdefault("TF_NUM_INTRAOP_THREADS", "1")
 
+import glob
 import importlib.util
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import pytest
 from PIL import Image
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+CHECKPOINTS = sorted(map(os.path.dirname, glob.glob(os.path.join(ROOT, "checkpoints", "*", "config.json"))))
 
 
 def pytest_collection_modifyitems(items):

@@ -13,7 +13,7 @@ import threading
 
 import numpy as np
 import pytest
-from conftest import ROOT, draw
+from conftest import CHECKPOINTS, ROOT, draw
 from PIL import Image
 
 from goconv_tf import cards, codec, hub, presets, zoo
@@ -21,8 +21,6 @@ from goconv_tf.errors import CheckpointError
 
 yaml = pytest.importorskip("yaml")  # comes with huggingface_hub
 huggingface_hub = pytest.importorskip("huggingface_hub")
-
-CHECKPOINTS = sorted(str(path.parent) for path in pathlib.Path(ROOT, "checkpoints").glob("*/config.json"))
 
 
 def read_card(folder):

@@ -9,12 +9,12 @@ import tarfile
 import zipfile
 
 import pytest
-from conftest import ROOT, draw
+from conftest import CHECKPOINTS, ROOT, draw
 from PIL import Image
 
 import goconv_tf
 
-MODELS = sorted(path.parent.name for path in pathlib.Path(ROOT, "checkpoints").glob("*/config.json"))
+MODELS = [os.path.basename(folder) for folder in CHECKPOINTS]
 
 
 @pytest.fixture(scope="module")
