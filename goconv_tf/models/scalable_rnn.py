@@ -19,14 +19,16 @@ class ScalableRNN(Codec):
 
     The four networks share their weights over the layers and keep their ConvLSTM states from one to
     the next, which start at zero. y has h/16 x w/16 positions, z a quarter as many a side, both
-    rounded up: pictures of any size are coded as they are. Without `config.hyperprior`,
-    y_k has a factorized prior of its own instead.
+    rounded up. Without `config.hyperprior`, y_k has a factorized prior of its own instead.
+
+    TensorFlow's "same" strides pad odd sides before as well, so that what they give is shifted against what depth-to-space
+    puts together. Hence pictures are padded to multiples of 16, and y, for h_a, to multiples of 4: of the sizes that the original
+    accepts, this one differs from it where h or w is odd or h/16 or w/16 is not a multiple of 4, and codes those in fewer bits.
 
     Args:
       config: ScalableRNNConfig; None for the paper's.
     """
 
-    alignment = 1
     exact_parts = ("h_s_input", "h_s_cells", "h_s_output")
 
     def __init__(self, config=None, **kwargs):
@@ -58,7 +60,9 @@ class ScalableRNN(Codec):
         y, y_states = _recur(self.g_a_input, self.g_a_cells, self.g_a_output, residual, states and states[0])
         if not self.config.hyperprior:
             return y, None, (y_states, None)
-        z, z_states = _recur(self.h_a_input, self.h_a_cells, self.h_a_output, tf.abs(y), states and states[1])
+        height, width = tf.unstack(-tf.shape(y)[1:3] % 4)
+        magnitudes = tf.pad(tf.abs(y), [[0, 0], [0, height], [0, width], [0, 0]])
+        z, z_states = _recur(self.h_a_input, self.h_a_cells, self.h_a_output, magnitudes, states and states[1])
         return y, z, (y_states, z_states)
 
     @stage
