@@ -69,7 +69,7 @@ flags.DEFINE_enum(
     "init",
     "random",
     ["random", "pca"],
-    "Initial transforms: random, as in the papers, or (variable_rate) principal components of the training pictures, which saves most of the steps.",
+    "Initial transforms: random, as in the papers, or (variable_rate, scalable_rnn) principal components of the pictures, which saves most steps.",
 )
 flags.DEFINE_bool("flip", True, "Mirror half of the patches.")
 flags.DEFINE_float(

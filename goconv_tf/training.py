@@ -15,9 +15,11 @@ import tensorflow as tf
 from goconv_tf import cluster, data, zoo
 from goconv_tf.errors import DataError, GoConvError, UsageError
 from goconv_tf.files import atomic_write
-from goconv_tf.models import MODELS, crpe, named_weights, principal
+from goconv_tf.models import MODELS, crpe, named_weights, principal, principal_rnn
 from goconv_tf.optimizers import Adam, Schedule, Soap
 from goconv_tf.presets import change_settings, get_preset
+
+PRINCIPAL_STARTS = {"variable_rate": principal.principal_start, "scalable_rnn": principal_rnn.scalable_start}  # of --init pca
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,8 +73,8 @@ class Options:
                 raise UsageError(f"--{name} takes numbers between 0 and 1, not {','.join(map(str, getattr(self, name)))}")
         if self.patchsize % 16:
             raise UsageError(f"--patchsize must be a multiple of 16, not {self.patchsize}")
-        if self.init != "random" and (self.model != "variable_rate" or self.warm_start):
-            raise UsageError(f"--init {self.init} is for variable_rate without --warm_start")
+        if self.init != "random" and (self.model not in PRINCIPAL_STARTS or self.warm_start):
+            raise UsageError(f"--init {self.init} is for {' and '.join(PRINCIPAL_STARTS)} without --warm_start")
         if self.distortion != "mse" and self.patchsize < 176:
             raise UsageError(f"--distortion {self.distortion} needs --patchsize 176 at least: MS-SSIM takes 161 pixels")
 
@@ -385,7 +387,7 @@ def train(options: Options):
         if options.init == "pca" and not saved_step(backup_dir):
             count, side = principal.CROPS
             draw = data.PatchSource(paths, side, count, lambdas, options.seed, options.flip, cache_mb=0)  # drawn from once
-            principal.principal_start(model, draw(0)[0])
+            PRINCIPAL_STARTS[options.model](model, draw(0)[0])
         model.distortion, model.balance, model.quantization = options.distortion, options.balance, options.quantization
         optimizer = make_optimizer(options)
         optimizer.build(model.trainable_variables)

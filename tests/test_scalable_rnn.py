@@ -19,6 +19,7 @@ from goconv_tf.entropy import RoundingWalker
 from goconv_tf.errors import BitstreamError, RateError, UsageError
 from goconv_tf.layers import ConvLSTM2DCell
 from goconv_tf.models import ScalableRNN, named_weights
+from goconv_tf.models.principal_rnn import scalable_start
 
 
 def conv(x, kernel, stride):
@@ -130,6 +131,39 @@ def test_without_hyperprior(tmp_path):
     assert {n.split("/")[0] for n in named_weights(model)} == {
         "g_a_input", "g_a_cells", "g_a_output", "g_s_input", "g_s_cells", "g_s_output", "priors"
     }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("units", "iterations", "groups"),
+    [(144, 3, 3), (96, 4, 2), (48, 1, 1)],
+    ids=["a group for each layer, the last one less to make room", "two turns each", "one layer"],
+)
+def test_start_from_principal_components(units, iterations, groups):
+    """Before the first step: each layer adds components of its own, then precision, and scales follow y block by block."""
+    config = presets.ScalableRNNConfig(48, 12, (20, 36, units), (units, 80, 48, 24), iterations)
+    tf.keras.utils.set_random_seed(0)
+    model = ScalableRNN(config).build_weights()
+    pictures = np.stack([draw(128, 128, seed=seed) for seed in range(12)])
+    scalable_start(model, pictures)
+    x = tf.constant(pictures[:4])
+    walker = RoundingWalker(model.analysis(x, None))
+    layers = model.pictures(model.walk(walker), None)
+    # Each layer has 12 maps of blocks of 8 x 8 pixels, but for the one that makes room for what counts layers.
+    cells = pictures.reshape(12, 16, 8, 16, 8, 3).transpose(0, 1, 3, 2, 4, 5).reshape(-1, 192) - 127.5
+    energies = np.sort(np.linalg.eigvalsh(cells.T @ cells / len(cells)))[::-1] / 192
+    errors = [float(np.mean(np.square(picture - tf.cast(x, tf.float32)))) for picture in layers]
+    assert all(after < 0.98 * before for before, after in zip(errors, errors[1:]))
+    for k, error in enumerate(errors[:groups]):
+        maps = 12 * (k + 1) - (iterations > 1 and k == groups - 1)
+        assert 0.9 * energies[maps:].sum() < error < 1.2 * energies[maps:].sum() + 25, (k, error)
+    # Scales follow what y is like, block by block: of flat pictures with a patch of noise, those of the patch are wide.
+    pictures[:2] = 128
+    pictures[:2, 32:96, 64:128] = np.random.default_rng(0).integers(64, 192, (2, 64, 64, 3))
+    visit = Recorder(model.analysis(tf.constant(pictures[:2]), None))
+    model.walk(visit)
+    for k, sigma in enumerate(visit.sigmas.values()):
+        blocks = np.maximum(sigma, 0.11).mean(axis=(0, -1))
+        assert blocks[2:6, 4:8].min() > (2.5 if k < groups else 1.3) * np.median(blocks)  # second turns have little left
 
 
 def test_presets_build_what_the_paper_says():

@@ -235,8 +235,10 @@ def test_principal_components_are_where_a_run_starts(photos, tmp_path, monkeypat
     errors = [np.mean(np.square(x - model.synthesis(model.transform(tf.constant(x), lmbda), lmbda).numpy())) for model in (random, start)]
     assert errors[1] < 0.2 * errors[0]
     for changes in (dict(model="crpe", lambdas=(0.01,)), dict(warm_start="tiny")):
-        with pytest.raises(UsageError, match="--init pca is for variable_rate without --warm_start"):
+        with pytest.raises(UsageError, match="--init pca is for variable_rate and scalable_rnn without --warm_start"):
             training.train(options(photos, tmp_path / "b", init="pca", **changes))
+    with pytest.raises(UsageError, match="needs a scalable_rnn with wider cells"):
+        training.train(options(photos, tmp_path / "c", init="pca", model="scalable_rnn"))
 
 
 def test_nan_stops_and_keeps_the_last_good_save(photos, unbroken, tmp_path):

@@ -31,7 +31,7 @@ def _gain(lmbda):
     return 256.0 / INSIDE / np.sqrt(18.0 / (lmbda * math.log(2.0)))
 
 
-def _components(maps, count):
+def components(maps, count):
     """Principal components of 2 x 2 blocks of maps [n, h, w, c].
 
     Returns:
@@ -63,7 +63,7 @@ def _damp(conv, factor=UNUSED):
     set_kernel(conv, conv.kernel * factor)
 
 
-def _before_softplus(x):
+def before_softplus(x):
     return x + np.log(-np.expm1(-x))
 
 
@@ -75,7 +75,7 @@ def _fit(net, target, lowest, highest):
     net.hidden.bias.assign(np.linspace(-1.5, 1.5, net.units))
     hidden = np.concatenate([net.hidden(np.log10(lmbda)[:, None] + 2).numpy(), np.ones([len(lmbda), 1])], axis=1)
     ridge = 1e-4 * np.diag([*np.ones(net.units), 0])
-    solution = np.linalg.solve(hidden.T @ hidden + ridge, hidden.T @ _before_softplus(target(lmbda)))
+    solution = np.linalg.solve(hidden.T @ hidden + ridge, hidden.T @ before_softplus(target(lmbda)))
     net.factors.kernel.assign(np.repeat(solution[:-1, None], net.channels, axis=1))
     net.factors.bias.assign(np.full(net.channels, solution[-1]))
 
@@ -101,12 +101,12 @@ def principal_start(model, pictures):
     # Pictures are x / 256 in the model.
     pixels = pictures.astype(np.float64) / 256.0
     mean = pixels.mean(axis=(0, 1, 2))
-    maps, first = _components((pixels - mean) * INSIDE, high)
-    maps, second = _components(maps, high)
-    maps, third = _components(maps, high + low)
-    _, fourth = _components(maps[..., :high], model.y_high_channels)
-    rest, third_low = _components(maps[..., high:], low)
-    _, fourth_low = _components(rest, model.y_low_channels)
+    maps, first = components((pixels - mean) * INSIDE, high)
+    maps, second = components(maps, high)
+    maps, third = components(maps, high + low)
+    _, fourth = components(maps[..., :high], model.y_high_channels)
+    rest, third_low = components(maps[..., high:], low)
+    _, fourth_low = components(rest, model.y_low_channels)
 
     _put(g_a[0].high, first * INSIDE)
     bias = np.zeros(high, np.float32)
@@ -168,7 +168,7 @@ def entropy_start(model, pictures):
     _place(model.f_pe[2], {(0, 0): of_high}, np.tile(wide_high, 2))
     for prior in (model.prior_z_high, model.prior_z_low):
         matrix = prior.parameters()["matrix"][0]  # before its softplus; the first factor of what z is multiplied by
-        matrix.assign(_before_softplus(NARROWER * tf.nn.softplus(matrix).numpy()))
+        matrix.assign(before_softplus(NARROWER * tf.nn.softplus(matrix).numpy()))
 
 
 _QUARTERS = ((0, 0), (0, 1), (1, 0), (1, 1))
