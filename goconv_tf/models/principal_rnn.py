@@ -15,11 +15,9 @@ from goconv_tf.errors import UsageError
 from goconv_tf.models.principal import LEAST_WIDTH, NARROWER, Z_STEPS, before_softplus, components
 
 MAGNITUDE = 0.06  # in the hyper networks, of a channel as wide as usual: some steps of the integers' grid, yet small for tanh
-OPEN = 2.0  # before the sigmoid: gates that let pass
-SHUT = -4.0  # and that do not
 WRITE, KEEP, OUT, CANDIDATE = range(4)  # the order in a cell's kernels
-QUIET = -3.0  # of units that count, so that what they add to other units than the gates stays small
-SURE = 6.0  # of units that count
+OPEN, SHUT, SURE = 2.0, -4.0, 6.0  # before the sigmoid: gates that let pass, those that do not, and those of units that count
+QUIET = -3.0  # the output gate of units that count: all convolutions see them, and a step moves all kernels
 UNUSED = 1e-3  # what random kernels are multiplied by
 LARGEST = 0.15  # of what tanh is applied to, so that it hardly matters
 EVEN = 1.25  # strong channels are kept farther from where tanh bends than weak ones: 1 would make them equal, 0 leave them as they are
@@ -36,7 +34,7 @@ def _logit(x):
 
 
 def _scales(maps):
-    """What to multiply channels by, so that none of maps [n, h, w, c] exceeds LARGEST."""
+    """What to multiply channels of maps [n, h, w, c] by, so that the strongest stays below LARGEST, and weaker ones not far above."""
     largest = np.abs(maps).max(axis=(0, 1, 2)) + 1e-9
     return LARGEST / largest.max() * (largest.max() / largest) ** EVEN
 
