@@ -19,7 +19,7 @@ CROPS = (256, 128)  # how many crops components are computed from, and their sid
 LEAST_WIDTH = 0.1  # of a channel of y
 FAINT = 0.02  # what random kernels of the hyper networks are multiplied by
 Z_STEPS = 3.0  # z where y is as wide as usual
-NARROWER = 4.0  # densities of z than as tfc initialises them: they start wide and narrow slowly
+LEAST_SPREAD = 0.5  # standard deviation of a channel of z that its density shall have
 
 
 def _gain(lmbda):
@@ -166,9 +166,24 @@ def entropy_start(model, pictures):
         kernel[0, 0, first : first + groups_high, :groups_high] = np.eye(groups_high)
         set_kernel(conv, kernel)
     _place(model.f_pe[2], {(0, 0): of_high}, np.tile(wide_high, 2))
-    for prior in (model.prior_z_high, model.prior_z_low):
-        matrix = prior.parameters()["matrix"][0]  # before its softplus; the first factor of what z is multiplied by
-        matrix.assign(before_softplus(NARROWER * tf.nn.softplus(matrix).numpy()))
+    z = model.hyper_analysis(y)
+    fit_prior(model.prior_z_high, z.high.numpy())
+    fit_prior(model.prior_z_low, z.low.numpy())
+
+
+def fit_prior(prior, values):
+    """Gives a new FactorizedPrior's densities the mean and spread of values [n, h, w, channels]: as initialised they are wide, and narrow slowly."""
+    mean, spread = values.mean(axis=(0, 1, 2)), np.maximum(values.std(axis=(0, 1, 2)), LEAST_SPREAD)
+    parameters = prior.parameters()
+    slope, offset = np.ones([len(mean), 1, 1]), np.zeros([len(mean), 1, 1])  # of the logits: without factors they are linear
+    for matrix, bias in zip(parameters["matrix"], parameters["bias"]):
+        slope, offset = (tf.nn.softplus(matrix).numpy().astype(np.float64) @ part for part in (slope, offset))
+        offset = offset + bias.numpy()
+    wanted = math.pi / math.sqrt(3) / spread[:, None, None]  # a logistic density's
+    matrix, bias = parameters["matrix"][0], parameters["bias"][0]
+    first = tf.nn.softplus(matrix).numpy() / slope
+    matrix.assign(before_softplus(first * wanted))
+    bias.assign(bias - first * (wanted * mean[:, None, None] + offset))
 
 
 _QUARTERS = ((0, 0), (0, 1), (1, 0), (1, 1))

@@ -12,7 +12,7 @@ import numpy as np
 import tensorflow as tf
 
 from goconv_tf.errors import UsageError
-from goconv_tf.models.principal import LEAST_WIDTH, NARROWER, Z_STEPS, before_softplus, components
+from goconv_tf.models.principal import LEAST_WIDTH, Z_STEPS, components, fit_prior
 
 MAGNITUDE = 0.06  # in the hyper networks, of a channel as wide as usual: some steps of the integers' grid, yet small for tanh
 WRITE, KEEP, OUT, CANDIDATE = range(4)  # the order in a cell's kernels
@@ -214,18 +214,20 @@ def scalable_start(model, pictures):
     model.g_s_input.kernel.assign(model.g_s_input.kernel * entry[:, None])
     _set(model.g_s_input, {at: np.diag(entry)})
     if c.hyperprior:
-        _hyper_start(model, _widths(model, pictures))
+        widths = np.array([np.sqrt(np.mean(np.square(y), axis=(0, 1, 2))) for y, _ in _latents(model, pictures)])
+        _hyper_start(model, np.maximum(widths, LEAST_WIDTH))
+        for prior, (_, z) in zip(model.priors, _latents(model, pictures)):
+            fit_prior(prior, z.numpy())
 
 
-def _widths(model, pictures):
-    """Root mean squares [layers, channels] of y."""
-    residual, before, after, widths = model.analysis(pictures, None)["residual"], None, None, []
+def _latents(model, pictures):
+    """(y, z) of each layer."""
+    residual, before, after = model.analysis(pictures, None)["residual"], None, None
     for _ in range(model.config.iterations):
-        y, _, before = model.layer_analysis(residual, before)
+        y, z, before = model.layer_analysis(residual, before)
+        yield y, z
         x, after = model.layer_synthesis(tf.round(y), tf.shape(residual)[1:3], after)
         residual -= x
-        widths.append(np.sqrt(np.mean(np.square(y), axis=(0, 1, 2))))
-    return np.maximum(np.array(widths), LEAST_WIDTH)
 
 
 def _hyper_start(model, widths):
@@ -264,6 +266,3 @@ def _hyper_start(model, widths):
         magnitudes = math.sqrt(2 / math.pi) * members.T @ (widths[layer] / usual) / members.sum(axis=0)
         matrix[units] = (members * widths[layer][:, None]).T / magnitudes[:, None] / (MAGNITUDE * synthesis[1].gain)
     _set(model.h_s_output, {at: matrix})
-    for prior in model.priors:
-        first = prior.parameters()["matrix"][0]  # before its softplus; the first factor of what z is multiplied by
-        first.assign(before_softplus(NARROWER * tf.nn.softplus(first).numpy()))
