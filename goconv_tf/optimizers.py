@@ -7,21 +7,22 @@ import tensorflow as tf
 
 
 class Schedule(tf.keras.optimizers.schedules.LearningRateSchedule):
-    """A rate that is multiplied by `factor` at each of `boundaries` (steps).
+    """A rate that rises in equal parts over the first `warmup` steps, and is multiplied by `factor` at each of `boundaries` (steps).
 
     Also without boundaries: a plain number would be saved with the optimizer, and a resumed run
     would not heed a new --lr.
     """
 
-    def __init__(self, rate, boundaries=(), factor=1.0):
-        self.rate, self.boundaries, self.factor = rate, list(boundaries), factor
+    def __init__(self, rate, boundaries=(), factor=1.0, warmup=0):
+        self.rate, self.boundaries, self.factor, self.warmup = rate, list(boundaries), factor, warmup
 
     def __call__(self, step):
         drops = sum(tf.cast(step >= boundary, tf.float32) for boundary in self.boundaries)
-        return self.rate * tf.pow(tf.constant(self.factor, tf.float32), drops)
+        rate = self.rate * tf.pow(tf.constant(self.factor, tf.float32), drops)
+        return rate * tf.minimum((tf.cast(step, tf.float32) + 1) / self.warmup, 1) if self.warmup else rate
 
     def get_config(self):
-        return {"rate": self.rate, "boundaries": self.boundaries, "factor": self.factor}
+        return {"rate": self.rate, "boundaries": self.boundaries, "factor": self.factor, "warmup": self.warmup}
 
 
 class Adam(tf.keras.optimizers.Adam):

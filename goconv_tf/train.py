@@ -55,6 +55,7 @@ flags.DEFINE_enum("optimizer", "adam", ["adam", "soap"], "Adam, as in the papers
 flags.DEFINE_float("lr", 1e-4, "Learning rate.", lower_bound=0.0)
 flags.DEFINE_list("lr_drops", [], "Shares of --last_step at which the rate drops, such as 0.5,0.6,0.7,0.8,0.9.")
 flags.DEFINE_float("lr_drop_factor", 0.5, "What the rate is multiplied by at each drop.")
+flags.DEFINE_integer("lr_warmup", 0, "Steps in which the rate rises to --lr: an optimizer's first steps know little of the loss.", lower_bound=0)
 flags.DEFINE_float("clip_norm", 0.0, "Clip gradients to this global norm; 0 for not at all.", lower_bound=0.0)
 flags.DEFINE_float("clip_value", 0.0, "Clip gradients by value; 0 for not at all.", lower_bound=0.0)
 flags.DEFINE_float("ema", 0.999, "Decay of the averaged weights that are exported; 0 exports the last ones.", lower_bound=0.0, upper_bound=0.99999)

@@ -44,6 +44,7 @@ class Options:
     lr: float = 1e-4
     lr_drops: Tuple[float, ...] = ()
     lr_drop_factor: float = 0.5
+    lr_warmup: int = 0
     clip_norm: float = 0.0
     clip_value: float = 0.0
     ema: float = 0.999
@@ -80,8 +81,8 @@ class Options:
 
 
 def make_schedule(options: Options):
-    """The rate lr, multiplied by lr_drop_factor at each of lr_drops (shares of last_step)."""
-    return Schedule(options.lr, [int(share * options.last_step) for share in options.lr_drops], options.lr_drop_factor)
+    """The rate lr, which lr_warmup steps rise to, multiplied by lr_drop_factor at each of lr_drops (shares of last_step)."""
+    return Schedule(options.lr, [int(share * options.last_step) for share in options.lr_drops], options.lr_drop_factor, options.lr_warmup)
 
 
 def step_of(model) -> int:

@@ -257,6 +257,8 @@ def test_schedules():
     schedule = training.make_schedule(run)
     np.testing.assert_allclose([schedule(s) for s in (0, 49, 50, 79, 80, 99)], [1e-3, 1e-3, 1e-4, 1e-4, 1e-5, 1e-5], rtol=1e-5)
     assert float(training.make_schedule(options("", "", lr=2e-4))(7)) == pytest.approx(2e-4)
+    rising = training.make_schedule(options("", "", lr=1e-3, lr_drops=(0.5,), lr_drop_factor=0.1, last_step=100, lr_warmup=10))
+    np.testing.assert_allclose([rising(s) for s in (0, 4, 9, 10, 50)], [1e-4, 5e-4, 1e-3, 1e-3, 1e-4], rtol=1e-5)
     with pytest.raises(UsageError, match="not both"):
         training.make_optimizer(options("", "", clip_value=1.0))
 
