@@ -22,7 +22,9 @@ needs_golden = pytest.mark.skipif(not os.path.isdir(GOLDEN), reason="the origina
 def golden(request):
     """(model, folder) of an original checkpoint."""
     folder = os.path.join(GOLDEN, request.param)
-    return tf1.import_scalable_rnn(os.path.join(folder, "model.ckpt-stress")), folder
+    model = tf1.import_scalable_rnn(os.path.join(folder, "model.ckpt-stress"))
+    model.pads_magnitudes = False  # two of the sizes have z shifted
+    return model, folder
 
 
 class Recorder(entropy.RoundingWalker):
@@ -185,7 +187,7 @@ def test_import_command(checkpoint, tmp_path, capsys):
     assert "2 layers" in capsys.readouterr().out
     imported = zoo.load_pretrained(output)
     assert imported.config == model.config
-    picture = draw(40, 56)
+    picture = draw(48, 64)
     a, b = (m.compress(picture, 0.0, reconstruct=True) for m in (model, imported))
     assert a.strings == b.strings
     result = codec.compress(imported, picture, reconstruct=True)

@@ -29,6 +29,7 @@ class ScalableRNN(Codec):
       config: ScalableRNNConfig; None for the paper's.
     """
 
+    pads_magnitudes = True  # for h_a; without, z is the original's where h/16 or w/16 is not a multiple of 4, too
     exact_parts = ("h_s_input", "h_s_cells", "h_s_output")
 
     def __init__(self, config=None, **kwargs):
@@ -60,8 +61,10 @@ class ScalableRNN(Codec):
         y, y_states = _recur(self.g_a_input, self.g_a_cells, self.g_a_output, residual, states and states[0])
         if not self.config.hyperprior:
             return y, None, (y_states, None)
-        height, width = tf.unstack(-tf.shape(y)[1:3] % 4)
-        magnitudes = tf.pad(tf.abs(y), [[0, 0], [0, height], [0, width], [0, 0]])
+        magnitudes = tf.abs(y)
+        if self.pads_magnitudes:
+            height, width = tf.unstack(-tf.shape(y)[1:3] % 4)
+            magnitudes = tf.pad(magnitudes, [[0, 0], [0, height], [0, width], [0, 0]])
         z, z_states = _recur(self.h_a_input, self.h_a_cells, self.h_a_output, magnitudes, states and states[1])
         return y, z, (y_states, z_states)
 
