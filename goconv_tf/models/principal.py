@@ -63,7 +63,7 @@ def _damp(conv, factor=UNUSED):
     set_kernel(conv, conv.kernel * factor)
 
 
-def before_softplus(x):
+def _before_softplus(x):
     return x + np.log(-np.expm1(-x))
 
 
@@ -75,7 +75,7 @@ def _fit(net, target, lowest, highest):
     net.hidden.bias.assign(np.linspace(-1.5, 1.5, net.units))
     hidden = np.concatenate([net.hidden(np.log10(lmbda)[:, None] + 2).numpy(), np.ones([len(lmbda), 1])], axis=1)
     ridge = 1e-4 * np.diag([*np.ones(net.units), 0])
-    solution = np.linalg.solve(hidden.T @ hidden + ridge, hidden.T @ before_softplus(target(lmbda)))
+    solution = np.linalg.solve(hidden.T @ hidden + ridge, hidden.T @ _before_softplus(target(lmbda)))
     net.factors.kernel.assign(np.repeat(solution[:-1, None], net.channels, axis=1))
     net.factors.bias.assign(np.full(net.channels, solution[-1]))
 
@@ -182,7 +182,7 @@ def fit_prior(prior, values):
     wanted = math.pi / math.sqrt(3) / spread[:, None, None]  # a logistic density's
     matrix, bias = parameters["matrix"][0], parameters["bias"][0]
     first = tf.nn.softplus(matrix).numpy() / slope
-    matrix.assign(before_softplus(first * wanted))
+    matrix.assign(_before_softplus(first * wanted))
     bias.assign(bias - first * (wanted * mean[:, None, None] + offset))
 
 

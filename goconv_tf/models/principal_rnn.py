@@ -250,8 +250,8 @@ def _hyper_start(model, widths):
     at = (1, 1)
     _set(model.h_a_input, {at: MAGNITUDE * members / members.sum(axis=0) / usual[:, None]})
     # A block's quarter becomes a part of the channels, twice, and comes back.
-    for cell, count in zip(analysis, (groups, 4 * groups)):
-        cell.candidates(_blocks(np.eye(4 * count).reshape(2, 2, count, 4 * count) / (1 if cell is analysis[0] else analysis[0].gain)))
+    for cell, count, before in zip(analysis, (groups, 4 * groups), (1, analysis[0].gain)):
+        cell.candidates(_blocks(np.eye(4 * count).reshape(2, 2, count, 4 * count) / before))
     _set(model.h_a_output, {(0, 0): Z_STEPS * np.eye(16 * groups) / (MAGNITUDE * analysis[1].gain)})
     _set(model.h_s_input, {at: MAGNITUDE / Z_STEPS * np.eye(16 * groups)})
     quarters = np.arange(4)[:, None] * room
