@@ -65,7 +65,12 @@ flags.DEFINE_integer("save_steps", 500, "Steps between saves.", lower_bound=1)
 flags.DEFINE_multi_string("val_glob", [], "Glob pattern, or folder, of pictures that are coded whole to watch the real rate.")
 flags.DEFINE_float("val_minutes", 15.0, "Minutes between such validations, and between exports.", lower_bound=0.0)
 flags.DEFINE_list("val_lambdas", [], "Lagrangians of the validation. Default: all of --lambdas.")
-flags.DEFINE_string("warm_start", "", "Model name or folder whose weights a new run starts from.")
+flags.DEFINE_string(
+    "warm_start",
+    "",
+    "Model name or folder whose weights a new run starts from: one of the same widths, a narrower variable_rate (for variable_rate), "
+    "or a variable_rate of the same widths (for crpe).",
+)
 flags.DEFINE_enum(
     "init",
     "random",

@@ -15,7 +15,7 @@ import tensorflow as tf
 from goconv_tf import cluster, data, zoo
 from goconv_tf.errors import DataError, GoConvError, UsageError
 from goconv_tf.files import atomic_write
-from goconv_tf.models import MODELS, crpe, named_weights, principal, principal_rnn
+from goconv_tf.models import MODELS, crpe, named_weights, principal, principal_rnn, widen
 from goconv_tf.optimizers import Adam, Schedule, Soap
 from goconv_tf.presets import change_settings, get_preset
 
@@ -330,8 +330,11 @@ def stopped_by_signals(stop):
             signal.signal(number, handler)
 
 
-def start_from(model, warm, name):
-    """Gives a new model another's weights: one of the same kind and widths, or for CRPE a VariableRate, at CRPE's lambda."""
+def start_from(model, warm, name, crops):
+    """Gives a new model another's weights: one of the same kind and widths, for CRPE a VariableRate, at CRPE's lambda, or a narrower VariableRate.
+
+    crops: function that gives crops of training pictures, uint8 [n, h, w, 3].
+    """
     if (model.config.model, warm.config.model) == ("crpe", "variable_rate"):
         same = all(
             getattr(model.config, key) == getattr(warm.config, key) for key in ("filters", "latents", "alpha", "hyper_width", "estimation_widths")
@@ -339,6 +342,9 @@ def start_from(model, warm, name):
         if same and model.config.second_hyper and model.config.crpe_y:
             crpe.adopt(model, warm, model.config.lmbda)
             return
+    if (model.config.model, warm.config.model) == ("variable_rate", "variable_rate") and widen.fits(model.config, warm.config):
+        widen.widen(model, warm, crops())
+        return
     targets, values = named_weights(model), named_weights(warm)
     if {name: v.shape for name, v in targets.items()} != {name: v.shape for name, v in values.items()}:
         raise UsageError(f"--warm_start {name}: other widths than this run's: {warm.config} against {model.config}")
@@ -382,13 +388,15 @@ def train(options: Options):
         tf.random.set_seed(options.seed)
         tf.keras.utils.set_random_seed(options.seed)
         model = zoo.new_model(config)
-        if options.warm_start:
-            warm = zoo.load_pretrained(options.warm_start, fold=False)
-            start_from(model, warm, options.warm_start)
-        if options.init == "pca" and not saved_step(backup_dir):
+
+        def crops():
             count, side = principal.CROPS
-            draw = data.PatchSource(paths, side, count, lambdas, options.seed, options.flip, cache_mb=0)  # drawn from once
-            PRINCIPAL_STARTS[options.model](model, draw(0)[0])
+            return data.PatchSource(paths, side, count, lambdas, options.seed, options.flip, cache_mb=0)(0)[0]  # drawn from once
+
+        if options.warm_start and not saved_step(backup_dir):
+            start_from(model, zoo.load_pretrained(options.warm_start, fold=False), options.warm_start, crops)
+        if options.init == "pca" and not saved_step(backup_dir):
+            PRINCIPAL_STARTS[options.model](model, crops())
         model.distortion, model.balance, model.quantization = options.distortion, options.balance, options.quantization
         optimizer = make_optimizer(options)
         optimizer.build(model.trainable_variables)

@@ -190,7 +190,7 @@ def test_starts_from_a_variable_rate_model(model_dir):
     source = zoo.load_pretrained(model_dir, fold=False)
     for separate in (False, True):
         model = CRPE(dataclasses.replace(TINY, lmbda=0.02, separate_fusion=separate)).build_weights()
-        training.start_from(model, source, "x")
+        training.start_from(model, source, "x", None)
         # Medians of z would differ: compare what follows from the same latents, not rounded.
         x, lmbda = tf.constant(draw(96, 128))[None], tf.constant([0.02])
         theirs, ours = (Pass(m.analysis(x, lmbda)) for m in (source, model))
@@ -201,7 +201,7 @@ def test_starts_from_a_variable_rate_model(model_dir):
             for a, b in zip(theirs.parameters[name], ours.parameters[name]):
                 np.testing.assert_allclose(a, b, atol=2e-3)
     with pytest.raises(UsageError, match="other widths"):
-        training.start_from(CRPE(dataclasses.replace(TINY, filters=16, latents=8)).build_weights(), source, "x")
+        training.start_from(CRPE(dataclasses.replace(TINY, filters=16, latents=8)).build_weights(), source, "x", None)
     assert adopt.__doc__
 
 

@@ -223,7 +223,34 @@ def test_warm_start_begins_with_the_weights_given(photos, tmp_path, model_dir, m
     for name in a:
         np.testing.assert_array_equal(a[name], b[name])
     with pytest.raises(UsageError, match="other widths"):
-        training.train(options(photos, tmp_path / "b", num_filters=16, warm_start=model_dir))
+        training.train(options(photos, tmp_path / "b", num_filters=4, warm_start=model_dir))
+
+
+def test_a_wider_model_codes_what_the_narrow_one_leaves_out(photos, tmp_path, monkeypatch):
+    monkeypatch.setattr(tf.keras.Model, "fit", lambda self, *args, **kwargs: None)
+    monkeypatch.setattr(training.principal, "CROPS", (64, 64))
+    narrow = training.train(options(photos, tmp_path / "narrow", init="pca"))
+    monkeypatch.setattr(training.zoo, "load_pretrained", lambda *args, **kwargs: narrow)
+    model = training.train(options(photos, tmp_path / "wide", num_filters=16, num_latents=24, warm_start="narrow"))
+    x = np.stack([data.read_rgb(path)[:64, :64] for path in data.find_pictures([photos])[:5]])
+    lmbda = tf.constant(5 * [narrow.config.lmbda_max])
+    theirs, ours = narrow.transform(x, lmbda), model.transform(x, lmbda)
+    kept = type(ours)(*(our * (np.arange(our.shape[-1]) < their.shape[-1]) for our, their in zip(ours, theirs)))
+    pictures = [m.synthesis(y, lmbda).numpy() for m, y in ((narrow, theirs), (model, kept), (model, ours))]
+    for our, their in zip(ours, theirs):
+        np.testing.assert_allclose(our[..., : their.shape[-1]], their, atol=1e-3)
+    np.testing.assert_allclose(pictures[0], pictures[1], atol=0.02)
+    errors = [np.mean(np.square(x - picture)) for picture in pictures]
+    assert errors[2] < 0.97 * errors[0]
+    # Of the old latents the same distributions follow, of the new ones wide ones.
+    rates = [m.estimate(x, lmbda).rates for m in (narrow, model)]
+    for name in ("y_low", "y_high"):
+        assert np.all(rates[1][name] >= 0.999 * rates[0][name]) and np.all(rates[1][name] < 4 * rates[0][name] + 4096)
+    # No new channel is dead: what nothing reaches reaches something that is used, or the other way round.
+    for layer, after, filters in zip(model.g_a, model.g_a[1:], [narrow.g_a[k].filters_high for k in range(3)]):
+        incoming = np.abs(layer.high.kernel).max(axis=(0, 1, 2))[filters:]
+        outgoing = np.abs(after.high.kernel).max(axis=(0, 1, 3))[filters:]
+        assert np.all(incoming + outgoing > 0)
 
 
 def test_principal_components_are_where_a_run_starts(photos, tmp_path, monkeypatch):

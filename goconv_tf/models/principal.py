@@ -22,7 +22,7 @@ Z_STEPS = 3.0  # z where y is as wide as usual
 LEAST_SPREAD = 0.5  # standard deviation of a channel of z that its density shall have
 
 
-def _gain(lmbda):
+def gain(lmbda):
     """What a component is multiplied by after the transforms' own INSIDE, so that its quantization step suits lambda.
 
     A uniform step d costs d^2 / 12 of squared error in a component, and 1 / (2 ln 2) bits per natural logarithm of that:
@@ -67,17 +67,24 @@ def _before_softplus(x):
     return x + np.log(-np.expm1(-x))
 
 
-def _fit(net, target, lowest, highest):
-    """Makes a ScalingNet's factors target(lambda) for all channels, to about a percent."""
+def fit_factors(net, target, lowest, highest, channels):
+    """Makes a ScalingNet's factors of these channels (a range) target(lambda), to about a percent where its hidden units allow it."""
     lmbda = np.geomspace(lowest, highest, 64)
-    units = np.arange(net.units)
-    net.hidden.kernel.assign(np.linspace(0.5, 1.5, net.units)[None] * np.where(units % 2, 1, -1))
-    net.hidden.bias.assign(np.linspace(-1.5, 1.5, net.units))
     hidden = np.concatenate([net.hidden(np.log10(lmbda)[:, None] + 2).numpy(), np.ones([len(lmbda), 1])], axis=1)
     ridge = 1e-4 * np.diag([*np.ones(net.units), 0])
     solution = np.linalg.solve(hidden.T @ hidden + ridge, hidden.T @ _before_softplus(target(lmbda)))
-    net.factors.kernel.assign(np.repeat(solution[:-1, None], net.channels, axis=1))
-    net.factors.bias.assign(np.full(net.channels, solution[-1]))
+    kernel, bias = net.factors.kernel.numpy(), net.factors.bias.numpy()
+    kernel[:, channels.start : channels.stop], bias[channels.start : channels.stop] = solution[:-1, None], solution[-1]
+    net.factors.kernel.assign(kernel)
+    net.factors.bias.assign(bias)
+
+
+def _fit(net, target, lowest, highest):
+    """Makes a new ScalingNet's factors target(lambda) for all channels."""
+    units = np.arange(net.units)
+    net.hidden.kernel.assign(np.linspace(0.5, 1.5, net.units)[None] * np.where(units % 2, 1, -1))
+    net.hidden.bias.assign(np.linspace(-1.5, 1.5, net.units))
+    fit_factors(net, target, lowest, highest, range(net.channels))
 
 
 def principal_start(model, pictures):
@@ -128,8 +135,8 @@ def principal_start(model, pictures):
     _put(g_s[1].up, third[..., high:], transposed=True)
 
     for path in ("high", "low"):
-        _fit(getattr(g_a[3], f"{path}_scaling"), _gain, config.lmbda_min, config.lmbda_max)
-        _fit(getattr(g_s[0], f"{path}_scaling"), lambda lmbda: 1 / _gain(lmbda), config.lmbda_min, config.lmbda_max)
+        _fit(getattr(g_a[3], f"{path}_scaling"), gain, config.lmbda_min, config.lmbda_max)
+        _fit(getattr(g_s[0], f"{path}_scaling"), lambda lmbda: 1 / gain(lmbda), config.lmbda_min, config.lmbda_max)
     entropy_start(model, pictures)
 
 
