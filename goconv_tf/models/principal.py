@@ -31,18 +31,23 @@ def gain(lmbda):
     return 256.0 / INSIDE / np.sqrt(18.0 / (lmbda * math.log(2.0)))
 
 
+def blocks(maps):
+    """Blocks of 2 x 2 of maps [n, h, w, c], [n, h/2, w/2, 4c]."""
+    n, height, width, channels = maps.shape
+    cells = maps.reshape(n, height // 2, 2, width // 2, 2, channels).transpose(0, 1, 3, 2, 4, 5)
+    return cells.reshape(n, height // 2, width // 2, 4 * channels)
+
+
 def components(maps, count):
     """Principal components of 2 x 2 blocks of maps [n, h, w, c].
 
     Returns:
       (components [n, h/2, w/2, k], their vectors [2, 2, c, k]), the largest first; k = min(count, 4c).
     """
-    n, height, width, channels = maps.shape
-    cells = maps.reshape(n, height // 2, 2, width // 2, 2, channels).transpose(0, 1, 3, 2, 4, 5)
-    cells = cells.reshape(n, height // 2, width // 2, 4 * channels)
-    flat = cells.reshape(-1, 4 * channels)
+    cells = blocks(maps)
+    flat = cells.reshape(-1, cells.shape[-1])
     vectors = np.linalg.eigh(flat.T @ flat)[1][:, ::-1][:, :count]
-    return cells @ vectors, vectors.reshape(2, 2, channels, -1)
+    return cells @ vectors, vectors.reshape(2, 2, maps.shape[-1], -1)
 
 
 def _put(conv, vectors, transposed=False):

@@ -9,8 +9,9 @@ import math
 import numpy as np
 import tensorflow as tf
 
+from goconv_tf.layers import exact
 from goconv_tf.models.octave import set_kernel
-from goconv_tf.models.principal import FAINT, INSIDE, LEAST_WIDTH, UNUSED, components, fit_factors, fit_prior, gain
+from goconv_tf.models.principal import FAINT, INSIDE, LEAST_WIDTH, UNUSED, blocks, components, fit_factors, fit_prior, gain
 
 _BATCH = 8  # pictures at once
 _RIDGE = 1e-3  # of regressions, as a share of the mean square
@@ -90,9 +91,7 @@ def _left_out(narrow, pictures, lmbda):
 
 def _encode(maps, vectors):
     """What a stride of 2 makes of maps [n, h, w, c] by vectors [2, 2, c, k]."""
-    n, height, width, channels = maps.shape
-    cells = maps.reshape(n, height // 2, 2, width // 2, 2, channels).transpose(0, 1, 3, 2, 4, 5)
-    return cells.reshape(n, height // 2, width // 2, 4 * channels) @ vectors.reshape(4 * channels, -1)
+    return blocks(maps) @ vectors.reshape(-1, vectors.shape[-1])
 
 
 def _predict_scales(features, values):
@@ -237,7 +236,7 @@ def _add_entropy(model, narrow, pictures, lambdas):
         psi_high, _ = model.hyper_synthesis(*rounded[:2], tf.shape(y.high)[1:3])
         estimate = tf.concat([model.f_up(rounded[2]), psi_high], axis=-1)
         for layer in model.f_pe[:-1]:
-            estimate = tf.nn.leaky_relu(layer(estimate), 0.2)
+            estimate = tf.nn.leaky_relu(layer(estimate), exact.LEAK)
         pieces.append([np.asarray(t, np.float64).reshape(-1, t.shape[-1]) for t in (p[1], estimate, y.low, y.high, z.high, z.low)])
     features_low, features_high, y_low, y_high, z_high, z_low = map(np.concatenate, zip(*pieces))
     for conv, features, y, old, new in (
