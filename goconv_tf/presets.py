@@ -212,7 +212,7 @@ PRESETS: Dict[str, Dict[str, Any]] = {
     "scalable_rnn": {
         "paper": ScalableRNNConfig(),
         "base": ScalableRNNConfig(input_filters=32, encoder_filters=(128, 256, 256), decoder_filters=(256, 256, 128, 64)),
-        "small": ScalableRNNConfig(filters=64, input_filters=16, encoder_filters=(32, 64, 256), decoder_filters=(256, 80, 48, 24)),
+        "small": ScalableRNNConfig(filters=64, input_filters=16, encoder_filters=(32, 64, 208), decoder_filters=(208, 80, 48, 24)),
         "tiny": ScalableRNNConfig(filters=8, input_filters=4, encoder_filters=(8, 8, 8), decoder_filters=(8, 8, 8, 8), iterations=3),
     },
 }
