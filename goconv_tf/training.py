@@ -393,10 +393,11 @@ def train(options: Options):
             count, side = principal.CROPS
             return data.PatchSource(paths, side, count, lambdas, options.seed, options.flip, cache_mb=0)(0)[0]  # drawn from once
 
-        if options.warm_start and not saved_step(backup_dir):
-            start_from(model, zoo.load_pretrained(options.warm_start, fold=False), options.warm_start, crops)
-        if options.init == "pca" and not saved_step(backup_dir):
-            PRINCIPAL_STARTS[options.model](model, crops())
+        if not saved_step(backup_dir):
+            if options.warm_start:
+                start_from(model, zoo.load_pretrained(options.warm_start, fold=False), options.warm_start, crops)
+            elif options.init == "pca":
+                PRINCIPAL_STARTS[options.model](model, crops())
         model.distortion, model.balance, model.quantization = options.distortion, options.balance, options.quantization
         optimizer = make_optimizer(options)
         optimizer.build(model.trainable_variables)

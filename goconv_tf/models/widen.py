@@ -9,8 +9,8 @@ import math
 import numpy as np
 import tensorflow as tf
 
-from goconv_tf.layers import exact
-from goconv_tf.models.octave import set_kernel
+from goconv_tf.layers import OctaveTensor, exact
+from goconv_tf.models.octave import chain, set_kernel
 from goconv_tf.models.principal import FAINT, INSIDE, LEAST_WIDTH, UNUSED, blocks, components, fit_factors, fit_prior, gain
 
 _BATCH = 8  # pictures at once
@@ -94,6 +94,11 @@ def _encode(maps, vectors):
     return blocks(maps) @ vectors.reshape(-1, vectors.shape[-1])
 
 
+def _solve(square, right):
+    """Of a regression's normal equations, with a ridge."""
+    return np.linalg.solve(square + np.eye(len(square)) * _RIDGE * np.trace(square) / len(square), right)
+
+
 def _predict_scales(features, values):
     """[inputs, channels]: weights that make scales of values [n, channels] from features [n, inputs]."""
     magnitudes = np.abs(values) * math.sqrt(math.pi / 2)
@@ -102,9 +107,7 @@ def _predict_scales(features, values):
     for _ in range(_ROUNDS):
         for channel in range(values.shape[1]):
             weighted = features * weights[:, channel : channel + 1]
-            square = weighted.T @ features
-            square += np.eye(len(square)) * _RIDGE * np.trace(square) / len(square)
-            solution[:, channel] = np.linalg.solve(square, weighted.T @ magnitudes[:, channel])
+            solution[:, channel] = _solve(weighted.T @ features, weighted.T @ magnitudes[:, channel])
         weights = 1 / np.square(np.maximum(features @ solution, LEAST_WIDTH))
     return solution
 
@@ -169,7 +172,7 @@ def _add_components(model, narrow, pictures):
     found = _encode(_encode(_encode((pixels - mean) * INSIDE, first), second), third)
     flat, wanted = found.reshape(-1, found.shape[-1]), maps.reshape(-1, maps.shape[-1])
     square = flat.T @ flat
-    rest = np.linalg.solve(square + np.eye(len(square)) * _RIDGE * np.trace(square) / len(square), flat.T @ wanted)
+    rest = _solve(square, flat.T @ wanted)
     order = np.linalg.eigh(rest.T @ square @ rest)[1][:, ::-1]
     third, third_back = third @ (rest @ order), third @ order
     maps = found @ rest @ order
@@ -215,11 +218,13 @@ def _add_components(model, narrow, pictures):
     # As in the start from nothing, the third stride's weaker components leave by the low frequency.
     _add(g_a[1].down, third[..., high:], two, down)
     _add(g_s[1].up, third_back[..., high:], down, two, transposed=True)
-    for layer, target in ((g_a[3], gain), (g_s[0], lambda lmbda: 1 / gain(lmbda))):
-        for path in ("high", "low"):
-            # g_s[0] scales what its convolution gives, and that is the third layer's channels.
-            channels = {(True, "high"): y_high, (True, "low"): y_low, (False, "high"): new_high, (False, "low"): new_low}[layer is g_a[3], path]
-            fit_factors(getattr(layer, f"{path}_scaling"), target, config.lmbda_min, config.lmbda_max, channels)
+    for net, target, channels in (
+        (g_a[3].high_scaling, gain, y_high),
+        (g_a[3].low_scaling, gain, y_low),
+        (g_s[0].high_scaling, lambda lmbda: 1 / gain(lmbda), new_high),
+        (g_s[0].low_scaling, lambda lmbda: 1 / gain(lmbda), new_low),
+    ):
+        fit_factors(net, target, config.lmbda_min, config.lmbda_max, channels)
 
 
 def _add_entropy(model, narrow, pictures, lambdas):
@@ -229,15 +234,12 @@ def _add_entropy(model, narrow, pictures, lambdas):
         part = pictures[k :: len(lambdas)]
         y = model.transform(part, tf.constant([lmbda], tf.float32))
         z = model.hyper_analysis(y)
-        rounded = [tf.round(latent) for latent in (z.high, z.low, y.low)]
-        p = (rounded[0], rounded[1])
-        for layer in model.h_s[:2]:
-            p = layer(p)
-        psi_high, _ = model.hyper_synthesis(*rounded[:2], tf.shape(y.high)[1:3])
-        estimate = tf.concat([model.f_up(rounded[2]), psi_high], axis=-1)
+        z_rounded, y_low = OctaveTensor(*map(tf.round, z)), tf.round(y.low)
+        p = chain(model.h_s[:2], z_rounded)
+        estimate = tf.concat([model.f_up(y_low), model.h_s[2](p).high], axis=-1)
         for layer in model.f_pe[:-1]:
             estimate = tf.nn.leaky_relu(layer(estimate), exact.LEAK)
-        pieces.append([np.asarray(t, np.float64).reshape(-1, t.shape[-1]) for t in (p[1], estimate, y.low, y.high, z.high, z.low)])
+        pieces.append([np.asarray(t, np.float64).reshape(-1, t.shape[-1]) for t in (p.low, estimate, y.low, y.high, z.high, z.low)])
     features_low, features_high, y_low, y_high, z_high, z_low = map(np.concatenate, zip(*pieces))
     for conv, features, y, old, new in (
         (model.h_s[2].low, features_low, y_low, narrow.y_low_channels, model.y_low_channels),
