@@ -99,17 +99,15 @@ def show(row):
 
 def encode_one(model, source, target):
     """Codes a picture, writes the file and its reconstruction; the measures of what the file decodes to."""
-    import tensorflow as tf
-
     from goconv_tf import codec, metrics
     from goconv_tf.files import atomic_write
 
     picture = codec.read_picture(source)
     result = codec.compress(model, picture)
     decoded = codec.decompress(model, result.data)
-    rates = model.estimate(tf.constant(codec.pad(picture, model.alignment))[None], tf.zeros([1])).rates
+    bits = codec.estimate(model, picture)
     pixels = picture.shape[0] * picture.shape[1]
-    estimated = {end: sum(float(r[0]) for name, r in rates.items() if name.endswith(end)) / pixels for end in ("high", "low")}
+    estimated = {end: sum(b for name, b in bits.items() if name.endswith(end)) / pixels for end in ("high", "low")}
     row = metrics.quality(picture, decoded)
     row.update({f"{key}-db": metrics.decibels(row[key]) for key in ("ms-ssim-rgb", "ms-ssim-y")})
     row.update(bpp_h=estimated["high"], bpp_l=estimated["low"], bpp_estimated=sum(estimated.values()), bpp=result.bpp)

@@ -26,7 +26,7 @@ def _flags(parser, defaults):
         parser.add_argument(*names, default=default if defaults else argparse.SUPPRESS, help=f"{text} (default: {default})", **kwargs)
 
     add("--verbose", "-V", default=False, action="store_true", text="Let TensorFlow speak; verify what compress writes.")
-    add("--num_filters", type=int, default=128, text="Channels of the latents and of the hyper networks, for train.")
+    add("--num_filters", type=int, default=0, text="Channels of the latents and of the hyper networks, for train; 0: the preset's, 128 of paper.")
     add("--checkpoint_dir", default="train", text="Training folder; for coding also a model folder or zoo name.")
     add("--iter", type=int, default=None, text="Layers: train so many (default 4), code or decode so many (default all).")
     add("--train_glob", default="images/*.png", text="Pattern of training pictures.")
@@ -69,7 +69,7 @@ def train(args):
     options = training.Options(
         model="scalable_rnn",
         preset=args.preset,
-        num_filters=args.num_filters if args.preset == "paper" else 0,
+        num_filters=args.num_filters,
         lambdas=lambdas,
         distortion=args.distortion,
         train_glob=(args.train_glob,),
@@ -85,8 +85,6 @@ def train(args):
 
 def compress(args):
     """Writes one file with all layers; prints the original's lines after each iteration."""
-    import tensorflow as tf
-
     from goconv_tf import bitstream, codec, metrics, zoo
     from goconv_tf.files import atomic_write
 
@@ -96,12 +94,12 @@ def compress(args):
     result = codec.compress(model, picture, reconstruct=True, layers=args.iter)
     if args.verbose and (codec.decompress(model, result.data) != result.reconstruction).any():
         raise GoConvError("verification failed: the decoded picture is not the encoder's; nothing was written")
-    rates = model.estimate(tf.constant(picture)[None], tf.zeros([1])).rates
+    bits = codec.estimate(model, picture)
     pixels = picture.shape[0] * picture.shape[1]
     estimated = 0.0
     sizes = bitstream.unpack(result.data, codec.MAX_PIXELS).layer_bytes()
     for names, shown, size in zip(model.config.layers, result.pictures, sizes):
-        estimated += sum(float(rates[name][0]) for name in names) / pixels
+        estimated += sum(bits[name] for name in names) / pixels
         ms_ssim = metrics.ms_ssim(picture, shown)
         print(f"Mean squared error: {metrics.mse(picture, shown):0.4f}")
         print(f"PSNR (dB): {metrics.psnr(picture, shown):0.2f}")

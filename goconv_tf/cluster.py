@@ -103,6 +103,23 @@ def make_total(strategy):
     return lambda number: int(total(tf.constant(int(number), tf.int64)))
 
 
+def share(strategy, variables):
+    """Gives all processes the chief's values: what each computed itself may differ by the machine."""
+    if not spans_machines(strategy):
+        return
+
+    def values_of_first():
+        first = tf.equal(tf.distribute.get_replica_context().replica_id_in_sync_group, 0)
+        return [tf.where(first, v, tf.zeros_like(v)) for v in variables]
+
+    @tf.function(autograph=False)
+    def total():
+        return [strategy.reduce("SUM", values, axis=None) for values in strategy.run(values_of_first)]
+
+    for variable, value in zip(variables, total()):
+        variable.assign(value)
+
+
 def alone(strategy, action):
     """action() of this process only: outside the strategy's scope, where a new variable would wait for the other processes."""
     if not spans_machines(strategy):

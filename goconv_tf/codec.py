@@ -3,6 +3,8 @@
 import contextlib
 import io
 import math
+import os
+import threading
 from typing import NamedTuple, Optional
 
 import numpy as np
@@ -17,6 +19,7 @@ TOLERANCE = 0.01  # of a target rate
 WHOLE_BYTES = 2**32  # pictures that need more memory than this are coded in tiles
 TILE_BYTES = 3 * 2**29  # of memory that a tile with a cell around it may need
 
+_PILLOWS_LIMIT = threading.Lock()
 _PLAIN_MODES = ("RGB", "L", "P", "1", "CMYK", "YCbCr")
 
 
@@ -30,12 +33,13 @@ def _is_deep(image):
 
 @contextlib.contextmanager
 def _pillow_without_limit():
-    """Our own limit decides, not Pillow's."""
-    limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
-    try:
-        yield
-    finally:
-        Image.MAX_IMAGE_PIXELS = limit
+    """Our own limit decides, not Pillow's, which is one for all threads: they take turns."""
+    with _PILLOWS_LIMIT:
+        limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+        try:
+            yield
+        finally:
+            Image.MAX_IMAGE_PIXELS = limit
 
 
 def from_pillow(image, name):
@@ -57,7 +61,9 @@ def read_picture(path, max_pixels: int = MAX_PIXELS, file=None):
       ImageError: if it cannot be read, has transparency or more than 8 bits a sample, or is too large.
     """
     try:
-        with _pillow_without_limit(), Image.open(path if file is None else file) as image:
+        with _pillow_without_limit():
+            opened = Image.open(path if file is None else file)
+        with opened as image:
             if image.width * image.height > max_pixels:
                 raise ImageError(f"{path}: {image.width} x {image.height} pixels; the limit is {max_pixels} (see --max_megapixels)")
             return from_pillow(image, path)
@@ -108,11 +114,36 @@ def pad(picture, alignment):
 
 
 def available_memory() -> float:
-    """Bytes of memory that are free for use; infinite where the system does not say."""
+    """Bytes of memory that are free for use, by the machine and by this process' control groups; infinite where the system does not say."""
+    available = _number_after("/proc/meminfo", "MemAvailable:") * 1024
     try:
-        with open("/proc/meminfo", encoding="ascii") as f:
-            return next(1024.0 * int(line.split()[1]) for line in f if line.startswith("MemAvailable:"))
-    except (OSError, StopIteration, ValueError):
+        with open("/proc/self/cgroup", encoding="utf-8") as f:
+            groups = [line.rstrip("\n").split(":", 2) for line in f]
+    except (OSError, ValueError):
+        return available
+    for _, controllers, path in groups:
+        if controllers == "":
+            root, limit, used, inactive = "/sys/fs/cgroup", "memory.max", "memory.current", "inactive_file"
+        elif "memory" in controllers.split(","):
+            root, limit, used, inactive = "/sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"
+        else:
+            continue
+        # Limits of all groups above count; a container sees its own as the root, under whatever path.
+        parts = [part for part in path.split("/") if part]
+        for count in range(len(parts) + 1):
+            folder = os.path.join(root, *parts[:count])
+            most, now, cached = (_number_after(os.path.join(folder, name), key) for name, key in ((limit, ""), (used, ""), ("memory.stat", inactive)))
+            if max(most, now) < math.inf:
+                available = min(available, max(most - now + (cached if cached < math.inf else 0), 0.0))
+    return available
+
+
+def _number_after(path, key) -> float:
+    """The number in a file's line that begins with key; infinite where there is none."""
+    try:
+        with open(path, encoding="ascii") as f:
+            return next(float(line[len(key) :].split()[0]) for line in f if line.startswith(key))
+    except (OSError, StopIteration, ValueError, IndexError):
         return math.inf
 
 
@@ -214,6 +245,18 @@ def compress(model, picture, lmbda=None, target_bpp=None, entropy_coder="tfc", r
     if target_bpp is None:
         return code(math.sqrt(model.config.lmbda_min * model.config.lmbda_max) if lmbda is None else lmbda)
     return search_rate(code, target_bpp, model.config.lmbda_min, model.config.lmbda_max)
+
+
+def estimate(model, picture, lmbda=None, layers=None):
+    """{latent: bits} that the entropy models ascribe to uint8 [h, w, 3], of the first `layers` layers: what files take, but for headers."""
+    import tensorflow as tf
+
+    from goconv_tf.models import tiles
+
+    padded = pad(picture, model.alignment)
+    with tiles.tiled(choose_tile(model, padded.shape[:2], exact=model.has_exact)):
+        rates = model.estimate(padded[None], tf.constant([lmbda or 0.0])).rates
+    return {name: float(rates[name][0]) for names in model.config.layers[:layers] for name in names}
 
 
 def check_exact(model, exact):

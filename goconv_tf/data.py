@@ -12,7 +12,8 @@ import threading
 import numpy as np
 from PIL import Image
 
-from goconv_tf.errors import DataError
+from goconv_tf import codec
+from goconv_tf.errors import DataError, ImageError
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp")
 
@@ -30,12 +31,11 @@ def find_pictures(patterns):
 
 
 def read_rgb(path):
-    """A picture as uint8 [h, w, 3]; DataError if it cannot be decoded."""
+    """A picture as `codec.read_picture` gives it; DataError if that refuses it."""
     try:
-        with Image.open(path) as image:
-            return np.asarray(image.convert("RGB"))
-    except Exception as error:  # Pillow raises almost anything on damaged files
-        raise DataError(f"{path}: cannot be decoded ({error})") from error
+        return codec.read_picture(path)
+    except ImageError as error:
+        raise DataError(str(error)) from error
 
 
 def vivid(patch, rng):
@@ -80,7 +80,7 @@ class PatchSource:
             try:
                 with Image.open(path) as image:
                     size = image.size
-            except (OSError, Image.DecompressionBombError):
+            except Exception:  # Pillow raises almost anything on damaged files
                 self.unreadable += 1
                 continue
             if min(size) >= patch:
@@ -100,11 +100,11 @@ class PatchSource:
                 return self._cache[path]
         try:
             picture = read_rgb(path)
-        except DataError:
+        except DataError as error:
             with self._lock:
                 if path not in self.damaged:
                     self.damaged.add(path)
-                    print(f"left out, as it cannot be decoded: {path}", flush=True)
+                    print(f"left out: {error}", flush=True)
             return None
         with self._lock:
             if path not in self._cache:

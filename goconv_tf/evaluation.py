@@ -68,8 +68,6 @@ class ModelSubject:
         return zoo.shared(self.info.path)
 
     def code(self, picture, point) -> Coding:
-        import tensorflow as tf
-
         model = self.model
         begin = time.time()
         data = codec.compress(model, picture, entropy_coder=self.entropy_coder, **point).data
@@ -77,12 +75,10 @@ class ModelSubject:
         stream = bitstream.unpack(data, codec.MAX_PIXELS)
         decoded = codec.decode(model, stream)
         end = time.time()
-        lmbda = tf.constant([bitstream.dequantize_lmbda(stream.lmbda_code)])
-        rates = model.estimate(tf.constant(codec.pad(picture, model.alignment))[None], lmbda).rates
-        names = [name for layer in model.config.layers[: len(stream.layers)] for name in layer]
+        estimated = codec.estimate(model, picture, bitstream.dequantize_lmbda(stream.lmbda_code), len(stream.layers))
         pixels = picture.shape[0] * picture.shape[1]
-        more = {"bpp-strings": 8 * stream.payload / pixels, "bpp-estimated": sum(float(rates[name][0]) for name in names) / pixels}
-        strings = dict(zip(names, (section for layer in stream.layers for section in layer.sections)))
+        more = {"bpp-strings": 8 * stream.payload / pixels, "bpp-estimated": sum(estimated.values()) / pixels}
+        strings = dict(zip(estimated, (section for layer in stream.layers for section in layer.sections)))
         more.update({f"bpp-{name}": 8 * len(string) / pixels for name, string in strings.items()})
         return Coding(data, decoded, middle - begin, end - middle, more)
 

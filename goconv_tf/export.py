@@ -279,13 +279,15 @@ def _unpack(model, data, max_pixels):
             sound = tf.equal(crc, stored) | ~present
             strings[name] = require(sound, f"{_DAMAGED}the checksum of {name} is wrong", reader.since(checked))
             checked = reader.position = require(sound, f"{_DAMAGED}the checksum of {name} is wrong", reader.position)
-    pixels = height * width
+    # Products of sides that are not within the limit could wrap around.
+    largest = min(max_pixels, 2**31 - 1)
+    fits = (height > 0) & (width > 0) & (height <= largest) & (width <= largest // tf.maximum(height, 1))
     problems = (
         (tf.equal(reader.position, tf.size(reader.bytes, tf.int64)), _DAMAGED + "other data follows its end"),
         (tf.equal(coder, 0), "the file was written with another entropy coder, or without exact entropy parameters"),
         (ours, other_model),
         (tf.equal(fingerprint, int(info.fingerprint, 16)), f"written by {info.name} with other weights (fingerprint not {info.fingerprint})"),
-        ((pixels > 0) & (pixels <= max_pixels), f"the file claims more pixels than {max_pixels}, or none"),
+        (fits, f"the file claims more pixels than {max_pixels}, or none"),
         ((code > 0) if model.has_lambda else (code <= 0), _DAMAGED + "lambda is out of range"),
         (code < bitstream.LMBDA_SCALE, _DAMAGED + "lambda is out of range"),
     )

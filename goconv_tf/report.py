@@ -1,6 +1,7 @@
 """One self-contained HTML page: curves, BD-rates, and pictures side by side at a matched rate."""
 
 import base64
+import contextlib
 import html
 import io
 import json
@@ -30,15 +31,21 @@ def subject_of(results):
 
 def code_at(subject, picture, target):
     """(data, decoded picture) of the operating point nearest below `target` bits per pixel, or the lowest there is."""
-    if isinstance(subject, evaluation.ModelSubject) and (subject.model.has_lambda or len(subject.model.config.layers) > 1):
-        try:
-            data = codec.compress(subject.model, picture, target_bpp=target, entropy_coder=subject.entropy_coder).data
-        except RateError:
-            data = codec.compress(subject.model, picture, entropy_coder=subject.entropy_coder, **subject.points[0]).data
-        return data, codec.decode(subject.model, bitstream.unpack(data, codec.MAX_PIXELS))
-    codings = [subject.code(picture, point) for point in subject.points]
+    if isinstance(subject, evaluation.ModelSubject) and subject.model.has_lambda:
+        codings = []
+
+        def code(lmbda):
+            codings.append(codec.compress(subject.model, picture, lmbda, entropy_coder=subject.entropy_coder))
+            return codings[-1]
+
+        with contextlib.suppress(RateError):
+            codec.search_rate(code, target, subject.model.config.lmbda_min, subject.model.config.lmbda_max)
+    else:
+        codings = [subject.code(picture, point) for point in subject.points]
     below = [c for c in codings if metrics.bpp(c.data, *picture.shape[:2]) <= target * (1 + codec.TOLERANCE)]
     best = max(below, key=lambda c: len(c.data)) if below else min(codings, key=lambda c: len(c.data))
+    if isinstance(best, codec.Compressed):
+        return best.data, codec.decode(subject.model, bitstream.unpack(best.data, codec.MAX_PIXELS))
     return best.data, best.decoded
 
 

@@ -12,8 +12,8 @@ from typing import Optional, Tuple
 import numpy as np
 import tensorflow as tf
 
-from goconv_tf import cluster, data, zoo
-from goconv_tf.errors import DataError, GoConvError, UsageError
+from goconv_tf import cluster, data, losses, metrics, zoo
+from goconv_tf.errors import CheckpointError, DataError, GoConvError, UsageError
 from goconv_tf.files import atomic_write
 from goconv_tf.models import MODELS, crpe, named_weights, principal, principal_rnn, widen
 from goconv_tf.optimizers import Adam, Schedule, Soap
@@ -72,12 +72,14 @@ class Options:
         for name in ("lambdas", "val_lambdas", "lr_drops"):
             if any(not 0 < value < 1 for value in getattr(self, name)):
                 raise UsageError(f"--{name} takes numbers between 0 and 1, not {','.join(map(str, getattr(self, name)))}")
+        if self.balance and self.model != "variable_rate":
+            raise UsageError(f"--balance is for variable_rate, which draws a lambda for each sample, not for {self.model}")
         if self.patchsize % 16:
             raise UsageError(f"--patchsize must be a multiple of 16, not {self.patchsize}")
         if self.init != "random" and (self.model not in PRINCIPAL_STARTS or self.warm_start):
             raise UsageError(f"--init {self.init} is for {' and '.join(PRINCIPAL_STARTS)} without --warm_start")
-        if self.distortion != "mse" and self.patchsize < 176:
-            raise UsageError(f"--distortion {self.distortion} needs --patchsize 176 at least: MS-SSIM takes 161 pixels")
+        if self.distortion != "mse" and self.patchsize < metrics.MS_SSIM_SIDE:
+            raise UsageError(f"--distortion {self.distortion} needs --patchsize 176 at least: MS-SSIM takes {metrics.MS_SSIM_SIDE} pixels")
 
 
 def make_schedule(options: Options):
@@ -118,34 +120,51 @@ def averaged_weights(model):
 
 
 class Validator:
-    """Codes whole pictures with real bytes, with a second copy of the model that keeps its compiled functions."""
+    """Codes whole pictures with real bytes, with a second copy of the model that keeps its compiled functions.
+
+    Exports are of the copy as well: coding tables round about other values than training may, which goes on as if there had been none.
+    """
 
     def __init__(self, model, paths, lambdas):
         self.codec = MODELS[model.config.model](model.config).build_weights()
+        self.distortion = model.distortion
         self.lambdas = lambdas if model.has_lambda else (0.0,)
         self.pictures = []
         for path in paths:
             picture = data.read_rgb(path)
             height, width = (n // 16 * 16 for n in picture.shape[:2])
+            if self.distortion != "mse" and min(height, width) < metrics.MS_SSIM_SIDE:
+                raise DataError(f"{path}: too small to validate with --distortion {self.distortion}, which needs 176 pixels a side")
             self.pictures.append(picture[:height, :width])
 
-    def __call__(self, model):
-        """[(lambda, mean bpp, mean PSNR)] and the mean loss, of the model's present weights; a row for each layer of scalable models."""
+    def take(self, model):
+        """Gives the copy the model's present weights."""
         for target, source in zip(self.codec.variables, model.variables):
             target.assign(source)
         self.codec.build_tables()
-        rows, losses = [], []
+
+    def _error(self, picture, decoded):
+        """D of the loss."""
+        if self.distortion == "mse":
+            return metrics.mse(picture, decoded)
+        both = (tf.cast(x[None], tf.float32) for x in (picture, decoded))
+        return float(losses.distortion(*both, self.distortion)[0])
+
+    def __call__(self):
+        """[(lambda, mean bpp, mean PSNR)] and the mean loss, of the weights taken; a row for each layer of scalable models."""
+        rows, means = [], []
         for lmbda in self.lambdas:
             coded = [self.codec.compress(picture, lmbda, reconstruct=True) for picture in self.pictures]
             for k, weight in enumerate(self.codec.layer_lambdas(lmbda)):
-                bpp, mse = [], []
+                bpp, mse, errors = [], [], []
                 for picture, result in zip(self.pictures, coded):
                     names = [name for layer in self.codec.config.layers[: k + 1] for name in layer]
                     bpp.append(8 * sum(len(result.strings[name]) for name in names) / (picture.shape[0] * picture.shape[1]))
-                    mse.append(np.mean(np.square(picture.astype(np.float64) - result.pictures[k])))
+                    mse.append(metrics.mse(picture, result.pictures[k]))
+                    errors.append(self._error(picture, result.pictures[k]))
                 rows.append((weight, float(np.mean(bpp)), float(np.mean(10 * np.log10(255**2 / np.maximum(mse, 1e-9))))))
-                losses.append(np.mean(np.array(bpp) + weight * np.array(mse)))
-        return rows, float(np.mean(losses))
+                means.append(np.mean(np.array(bpp) + weight * np.array(errors)))
+        return rows, float(np.mean(means))
 
 
 class Backup(tf.keras.callbacks.BackupAndRestore):
@@ -237,24 +256,21 @@ class Watch(tf.keras.callbacks.Callback):
             card["training"].pop(private)
         name = options.name or os.path.basename(os.path.abspath(folder))
         with averaged_weights(self.model):
-            if self.validator is None:
-                self.model.build_tables()
-                zoo.save_pretrained(self.model, os.path.join(folder, "export"), name, card)
-                return
-            rows, loss = self.validator(self.model)
-            picture = self.validator.pictures[0]
-            zoo.save_pretrained(self.validator.codec, os.path.join(folder, "export"), name, card)
+            self.validator.take(self.model)
+        zoo.save_pretrained(self.validator.codec, os.path.join(folder, "export"), name, card)
+        if not self.validator.pictures:
+            return
+        rows, loss = self.validator()
+        picture = self.validator.pictures[0]
         print(f"step {step} validation loss {loss:.4f}: " + ", ".join(f"{lm:g}: {bpp:.3f} bpp {psnr:.2f} dB" for lm, bpp, psnr in rows), flush=True)
-        history = os.path.join(folder, "validation.jsonl")
-        # Losses compare only over the same pictures and lambdas.
-        setting = {"pictures": len(self.validator.pictures), "lambdas": [row[0] for row in rows]}
-        past = []
-        if os.path.exists(history):
-            with open(history, encoding="utf-8") as f:
-                past = [row["loss"] for row in map(json.loads, f) if all(row.get(key) == value for key, value in setting.items())]
-        if loss < min(past, default=np.inf):
-            zoo.save_pretrained(self.validator.codec, os.path.join(folder, "best"), name, card)
-        with open(history, "a", encoding="utf-8") as f:
+        # Losses compare only over the same pictures, lambdas and kind of distortion.
+        setting = {"pictures": len(self.validator.pictures), "lambdas": [row[0] for row in rows], "distortion": options.distortion}
+        best, before = os.path.join(folder, "best"), {}
+        with contextlib.suppress(CheckpointError):  # there is none yet
+            before = zoo.read_info(best).card.get("validation", {})
+        if any(before.get(key) != value for key, value in setting.items()) or loss < before["loss"]:
+            zoo.save_pretrained(self.validator.codec, best, name, {**card, "validation": {"loss": loss, **setting}})
+        with open(os.path.join(folder, "validation.jsonl"), "a", encoding="utf-8") as f:
             f.write(json.dumps({"step": step, "time": time.time(), "loss": loss, "rows": rows, **setting}) + "\n")
         if self.writer:
             coded = [shown for lm in self.validator.lambdas for shown in self.validator.codec.compress(picture, lm, reconstruct=True).pictures]
@@ -376,6 +392,9 @@ def train(options: Options):
                 raise UsageError(f"{folder} holds a run with {key} {run.get(key, missing)}, not {getattr(options, key)}")
         if tuple(run.get("settings", ())) != options.settings:
             raise UsageError(f"{folder} holds a run with --set {' '.join(run.get('settings', ())) or 'nothing'}")
+        layers = len(make_config(dataclasses.replace(options, lambdas=tuple(run.get("lambdas", ())))).layers)
+        if layers != len(config.layers):
+            raise UsageError(f"{folder} holds a run with {layers} layers, not {len(config.layers)}: --lambdas has one for each")
         if bool(run["ema"]) != bool(options.ema):
             raise UsageError(f"{folder} holds a run {'with' if run['ema'] else 'without'} averaged weights: --ema cannot be turned on or off")
     strategy = make_strategy(options.strategy, options.cluster, options.port)
@@ -398,6 +417,7 @@ def train(options: Options):
                 start_from(model, zoo.load_pretrained(options.warm_start, fold=False), options.warm_start, crops)
             elif options.init == "pca":
                 PRINCIPAL_STARTS[options.model](model, crops())
+            cluster.share(strategy, model.trainable_variables)
         model.distortion, model.balance, model.quantization = options.distortion, options.balance, options.quantization
         optimizer = make_optimizer(options)
         optimizer.build(model.trainable_variables)
@@ -414,7 +434,7 @@ def train(options: Options):
         raise UsageError(f"the workers see different saves in {folder}: it must be one folder that all of them share")
     tell(f"{'going on from' if start else 'starting at'} step {start}", flush=True)
     writer = tf.summary.create_file_writer(os.path.join(folder, "tensorboard")) if options.tensorboard and chief else None
-    validator = Validator(model, val_paths, options.val_lambdas or lambdas) if val_paths and chief else None
+    validator = Validator(model, val_paths, options.val_lambdas or lambdas) if chief else None
     progress = Progress(options, os.path.join(folder, "log.jsonl") if chief else None, writer, total)
     watch = [Watch(options, validator, writer, progress)] if chief else []
     with stopped_by_signals(progress.stop), cluster.lost_workers(strategy, folder), data_errors(), save_errors(backup_dir):

@@ -86,8 +86,14 @@ def all_models() -> List[ModelInfo]:
         for entry in sorted(os.listdir(folder)) if os.path.isdir(folder) else []:
             # A broken folder must not hide the others; asking for it by name says what is wrong.
             with contextlib.suppress(CheckpointError):
-                found.append(read_info(os.path.join(folder, entry)))
+                found.append(read_info(_model_folder(os.path.join(folder, entry))))
     return found
+
+
+def _model_folder(path):
+    """The folder itself, or what was exported into a training folder."""
+    export = os.path.join(path, "export")
+    return export if not os.path.exists(os.path.join(path, CONFIG_FILE)) and os.path.exists(os.path.join(export, CONFIG_FILE)) else path
 
 
 def list_models() -> List[ModelInfo]:
@@ -104,13 +110,16 @@ def find_model(name_or_path: str) -> ModelInfo:
             raise CheckpointError(f"{name_or_path} is not a model folder: it has no {CONFIG_FILE}")
         return read_info(path)
     for folder in [""] + zoo_folders():
-        path = os.path.join(folder, name_or_path)
-        for candidate in (path, os.path.join(path, "export")):
-            if os.path.exists(os.path.join(candidate, CONFIG_FILE)):
-                return read_info(candidate)
+        path = _model_folder(os.path.join(folder, name_or_path))
+        if os.path.exists(os.path.join(path, CONFIG_FILE)):
+            return read_info(path)
     if os.path.isdir(name_or_path):
         raise CheckpointError(f"{name_or_path} is not a model folder: it has no {CONFIG_FILE}")
-    names = ", ".join(info.name for info in list_models()) or "no models"
+    models = list_models()
+    for info in models:  # in a folder that is called otherwise
+        if info.name == name_or_path:
+            return info
+    names = ", ".join(info.name for info in models) or "no models"
     raise CheckpointError(f"no model {name_or_path!r}: the zoo has {names}; a folder's path works too")
 
 

@@ -1,5 +1,6 @@
 """What no benchmark of photographs shows of the shipped models."""
 
+import math
 import os
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 from conftest import CHECKPOINTS, draw
 
 import goconv_tf
-from goconv_tf import zoo
+from goconv_tf import codec, zoo
 
 VIVID = [folder for folder in CHECKPOINTS if zoo.read_info(folder).card["training"].get("vivid")]
 
@@ -42,3 +43,5 @@ def test_odd_sizes_cost_nothing(folder):
         qualities.append(goconv_tf.metrics.psnr(picture[:224, :224], goconv_tf.decompress(model, data)[:224, :224]))
     assert rates[1] < 1.12 * rates[0], rates
     assert qualities[1] > qualities[0] - 0.3, qualities
+    lmbda = math.sqrt(model.config.lmbda_min * model.config.lmbda_max) if model.has_lambda else None
+    assert sum(codec.estimate(model, picture, lmbda).values()) == pytest.approx(8 * len(data), rel=0.02, abs=600)

@@ -1,6 +1,8 @@
 """Picture files to streams and back: sizes, modes, rate control, damage."""
 
 import binascii
+import concurrent.futures
+import io
 import math
 import os
 import pathlib
@@ -235,6 +237,59 @@ def test_a_lack_of_memory_is_said_beforehand(model, monkeypatch):
     assert codec.available_memory() > 1e6
 
 
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        ({}, 4096e3),
+        ({"/proc/self/cgroup": "0::/a/b\n", "/sys/fs/cgroup/a/memory.max": "3000000\n", "/sys/fs/cgroup/a/memory.current": "2000000\n"}, 1e6),
+        ({"/proc/self/cgroup": "0::/\n", "/sys/fs/cgroup/memory.max": "max\n", "/sys/fs/cgroup/memory.current": "2000000\n"}, 4096e3),
+        (
+            {
+                "/proc/self/cgroup": "5:cpu:/x\n4:hugetlb,memory:/job\n0::/\n",
+                "/sys/fs/cgroup/memory/memory.limit_in_bytes": "9223372036854771712\n",
+                "/sys/fs/cgroup/memory/memory.usage_in_bytes": "5\n",
+                "/sys/fs/cgroup/memory/job/memory.limit_in_bytes": "3000000\n",
+                "/sys/fs/cgroup/memory/job/memory.usage_in_bytes": "2500000\n",
+                "/sys/fs/cgroup/memory/job/memory.stat": "cache 7\ntotal_inactive_file 1500000\n",
+            },
+            2e6,
+        ),
+    ],
+)
+def test_limits_of_containers_count(files, expected, monkeypatch):
+    files = {"/proc/meminfo": "MemTotal: 9 kB\nMemAvailable:    4000 kB\n", **files}
+
+    def fake(path, **kwargs):
+        if path not in files:
+            raise FileNotFoundError(path)
+        return io.StringIO(files[path])
+
+    monkeypatch.setattr(codec, "open", fake, raising=False)
+    assert codec.available_memory() == expected
+
+
+def test_pillows_own_limit_comes_back_after_threads_that_overlap(photo):
+    before = Image.MAX_IMAGE_PIXELS
+    with concurrent.futures.ThreadPoolExecutor(8) as threads:
+        list(threads.map(lambda _: codec.read_picture(photo), range(64)))
+    assert before == Image.MAX_IMAGE_PIXELS
+
+
+@pytest.mark.parametrize("kind", ["model", "crpe", "rnn"])
+def test_estimates_are_those_of_files_also_in_tiles(kind, request, monkeypatch):
+    model, picture = request.getfixturevalue(kind), draw(300, 270)
+    lmbda = 0.02 if model.has_lambda else None
+    stream = bitstream.unpack(codec.compress(model, picture, lmbda=lmbda).data, 10**6)
+    whole = codec.estimate(model, picture, lmbda)
+    assert sum(whole.values()) == pytest.approx(8 * stream.payload, rel=0.1)
+    assert list(codec.estimate(model, picture, lmbda, layers=1)) == list(model.config.layers[0])
+    monkeypatch.setattr(codec, "WHOLE_BYTES", 0)
+    monkeypatch.setattr(codec, "TILE_BYTES", 0)
+    tiled = codec.estimate(model, picture, lmbda)
+    for name, bits in whole.items():
+        assert tiled[name] == pytest.approx(bits, rel=0.01, abs=4), name
+
+
 def test_crc_is_the_one_the_format_names():
     assert binascii.crc_hqx(b"123456789", 0) == 0x31C3  # CRC-16/XMODEM
 
@@ -277,6 +332,10 @@ def test_a_broken_folder_does_not_hide_the_zoo(model, model_dir, tmp_path, monke
     assert codec.find_stream_model(stream).path == str(tmp_path / "good")
     with pytest.raises(CheckpointError, match="cannot be read"):
         zoo.find_model("broken")
+    # Whatever is listed can be asked for, also where its folder is called otherwise, or holds a run.
+    shutil.copytree(model_dir, tmp_path / "run" / "export")
+    shutil.rmtree(tmp_path / "good")
+    assert zoo.find_model("tiny-test").path == str(tmp_path / "run" / "export") == zoo.find_model("run").path
 
 
 def test_damaged_model_folders(model_dir, tmp_path):

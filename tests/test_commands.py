@@ -3,6 +3,8 @@
 import json
 import os
 import pathlib
+import re
+import shutil
 import subprocess
 import sys
 
@@ -112,6 +114,18 @@ def test_library_in_ten_lines(model_dir, photo):
     picture = goconv_tf.read_picture(photo)
     result = goconv_tf.compress(model, picture, lmbda=0.02, reconstruct=True)
     np.testing.assert_array_equal(goconv_tf.decompress(model, result.data), result.reconstruction)
+
+
+def test_python_in_the_readme_runs(photo, tmp_path, monkeypatch):
+    """Each block as it stands; but for the one on exports, which tests/test_export.py has."""
+    with open(os.path.join(ROOT, "README.md"), encoding="utf-8") as f:
+        blocks = [block for block in re.findall(r"```python\n(.*?)```", f.read(), re.S) if '"exported"' not in block]
+    assert len(blocks) == 3
+    shutil.copy(photo, tmp_path / "photo.png")
+    monkeypatch.chdir(tmp_path)
+    for block in blocks:
+        exec(block, {})
+    assert (tmp_path / "photo.gcv").stat().st_size > 100
 
 
 def test_original_commands(command_here, model_dir, photo, tmp_path):

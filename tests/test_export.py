@@ -66,6 +66,7 @@ def damaged(model, other, data, picture):
     first = stream.layers[0]
     layers = [first._replace(checksum=first.checksum ^ 1), *stream.layers[1:]]
     point = {"lmbda": 0.03125} if model.has_lambda else {}
+    wrapping = {"height": 2**34 + 131057, "width": 2**30 - 8191}  # 253,937 pixels modulo 2^64
     return {
         "not a goconv_tf file": [b"hello there, how are you", b"\x89GCX" + data[4:], b"h"],
         "empty": [b""],
@@ -75,7 +76,7 @@ def damaged(model, other, data, picture):
         "another entropy coder": [codec.compress(model, picture, entropy_coder="range-coder", **point).data, changed(stream, exact=False)],
         "another model": [other],
         "other weights": [changed(stream, fingerprint=stream.fingerprint ^ 1)],
-        "more pixels": [changed(stream, height=20_000, width=20_000), changed(stream, width=0)],
+        "more pixels": [changed(stream, height=20_000, width=20_000), changed(stream, width=0), changed(stream, **wrapping)],
         "lambda is out of range": [changed(stream, lmbda_code=0 if model.has_lambda else 1), changed(stream, lmbda_code=2**31 + 1)],
         "latents differ": [changed(stream, layers=layers), changed(stream, height=stream.height + 16 * model.alignment)],
         # Every byte, and the lengths and sizes among them.

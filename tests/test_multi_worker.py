@@ -20,14 +20,15 @@ FLAGS = dict(lambdas="0.01,0.05", preset="tiny", patchsize=64, batchsize=4, lr=1
 
 @pytest.fixture
 def start(tmp_path):
-    """A function that starts both workers of a run; they do not outlive the test."""
+    """A function that starts both workers of a run; they do not outlive the test. A flag may be a pair of values, one for each."""
     started = []
 
     def start(photos, folder, **changes):
-        args = {**FLAGS, "train_glob": photos, "checkpoint_dir": folder, "strategy": "multi_worker", **changes}
-        args = [sys.executable, "-m", "goconv_tf.train", *(f"--{name}={value}" for name, value in args.items()), "--notensorboard"]
+        flags = {**FLAGS, "train_glob": photos, "checkpoint_dir": folder, "strategy": "multi_worker", **changes}
         addresses = [f"127.0.0.1:{port}" for port in free_ports(2)]
         for index in range(2):
+            given = {name: value[index] if isinstance(value, tuple) else value for name, value in flags.items()}
+            args = [sys.executable, "-m", "goconv_tf.train", *(f"--{name}={value}" for name, value in given.items()), "--notensorboard"]
             task = {"cluster": {"worker": addresses}, "task": {"type": "worker", "index": index}}
             env = {**os.environ, "PYTHONPATH": ROOT, "TF_CONFIG": json.dumps(task)}
             started.append(subprocess.Popen(args, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True))
@@ -53,13 +54,18 @@ def read_log(folder):
         return [json.loads(line) for line in f]
 
 
-def test_two_workers_equal_one_also_after_one_was_killed(start, tmp_path):
+def test_two_workers_equal_one_also_after_one_was_killed(start, tmp_path, model_dir):
     photos, one, two = (str(tmp_path / name) for name in ("photos", "one", "two"))
     os.mkdir(photos)
     for k in range(4):
         Image.fromarray(draw(70 + k, 90, seed=k)).save(os.path.join(photos, f"{k}.png"))
 
-    workers = start(photos, two, last_step=1000)
+    # What a start computes may depend on the machine: here one of the workers has got other weights.
+    other = zoo.load_pretrained(model_dir, fold=False)
+    for variable in other.trainable_variables:
+        variable.assign(1.1 * variable)
+    zoo.save_pretrained(other, str(tmp_path / "other"), "other")
+    workers = start(photos, two, last_step=1000, warm_start=(model_dir, str(tmp_path / "other")))
     for line in workers[0].stdout:
         if line.startswith("step 6 "):
             workers[1].send_signal(signal.SIGKILL)
@@ -76,6 +82,7 @@ def test_two_workers_equal_one_also_after_one_was_killed(start, tmp_path):
     assert "going on from step" in outputs[0][0] and "step 9 " in outputs[0][0] and outputs[1][0] == ""
 
     options = {**FLAGS, "lambdas": (0.01, 0.05), "train_glob": (photos,), "checkpoint_dir": one, "model": "variable_rate", "tensorboard": False}
+    options["warm_start"] = model_dir
     training.train(training.Options(**options))
     theirs, ours = ({row["step"]: row for row in read_log(folder)} for folder in (two, one))
     assert sorted(theirs) == sorted(ours) == [3, 6, 9]

@@ -5,6 +5,7 @@ import contextlib
 import io
 import itertools
 import json
+import math
 import os
 import re
 import shutil
@@ -17,7 +18,7 @@ import pytest
 from conftest import draw
 from PIL import Image
 
-from goconv_tf import commands, evaluation, report
+from goconv_tf import codec, commands, evaluation, report
 from goconv_tf.errors import UsageError
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -42,6 +43,19 @@ def page(model, model_dir, rnn, rnn_dir, tmp_path_factory):
         with pytest.raises(UsageError, match="the zoo has weights"):
             report.subject_of(data)
     return path
+
+
+def test_pictures_come_as_near_to_the_rate_as_they_can():
+    """Above what a model reaches its best is shown, below it its smallest."""
+    subject, picture = evaluation.ModelSubject("variable-rate-small-mse"), draw(64, 64)
+    model, config = subject.model, subject.info.config
+    lowest, highest = (codec.compress(model, picture, lmbda=value).data for value in (config.lmbda_min, config.lmbda_max))
+    for target, expected in ((1e-3, lowest), (1e3, highest)):
+        data, decoded = report.code_at(subject, picture, target)
+        assert data == expected
+        np.testing.assert_array_equal(decoded, codec.decompress(model, data))
+    between = 8 * math.sqrt(len(lowest) * len(highest)) / picture[..., 0].size
+    assert 0.9 * between < 8 * len(report.code_at(subject, picture, between)[0]) / picture[..., 0].size <= 1.01 * between
 
 
 def test_page_is_self_contained_and_whole(page):

@@ -1,5 +1,6 @@
 """Training: what is drawn, saved, resumed and refused."""
 
+import dataclasses
 import json
 import os
 import pathlib
@@ -13,10 +14,10 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from conftest import ROOT, draw
-from PIL import Image
+from PIL import Image, PngImagePlugin
 from test_commands import one_line
 
-from goconv_tf import data, presets, training, zoo
+from goconv_tf import data, metrics, presets, training, zoo
 from goconv_tf.errors import DataError, GoConvError, UsageError
 
 
@@ -93,6 +94,23 @@ def test_damaged_pictures_are_replaced(photos, tmp_path, capsys):
     hopeless = data.PatchSource([str(tmp_path / "1.jpg")], 64, 4, [0.01])
     with pytest.raises(DataError, match="cannot be decoded"), training.data_errors():
         list(hopeless.dataset(0).take(1))
+
+
+def test_pictures_that_coding_refuses_are_no_training_pictures(photos, tmp_path, capsys):
+    good = Image.fromarray(draw(70, 70))
+    good.save(tmp_path / "good.png")
+    Image.fromarray(draw(70, 70)[..., 0].astype(np.uint16) * 256).save(tmp_path / "deep.png")
+    good.convert("RGBA").save(tmp_path / "transparent.png")
+    text = PngImagePlugin.PngInfo()
+    text.add_text("comment", "x" * 2**21, zip=True)
+    good.save(tmp_path / "text.png", pnginfo=text)
+    source = data.PatchSource(data.find_pictures([str(tmp_path)]), 64, 4, [0.01], flip=False)
+    assert source.unreadable == 1
+    windows = np.lib.stride_tricks.sliding_window_view(draw(70, 70), (64, 64, 3)).reshape(-1, 64, 64, 3)
+    for k in range(4):
+        assert all((windows == patch).all((1, 2, 3)).any() for patch in source(k)[0])
+    said = capsys.readouterr().out
+    assert "transparent.png: has transparency" in said and "deep.png: mode I;16" in said
 
 
 def test_data_that_cannot_be_used(photos, tmp_path):
@@ -183,7 +201,12 @@ def test_a_limit_in_minutes_or_a_signal_ends_a_run(photos, tmp_path):
 
 @pytest.mark.parametrize(
     ("changes", "message"),
-    [({}, "already at step 30"), (dict(preset="small"), "holds a run with preset"), (dict(ema=0.0), "--ema cannot")],
+    [
+        ({}, "already at step 30"),
+        (dict(preset="small"), "holds a run with preset"),
+        (dict(ema=0.0), "--ema cannot"),
+        (dict(model="crpe", balance=0.5), "--balance is for variable_rate"),
+    ],
 )
 def test_folder_of_another_run(photos, unbroken, changes, message):
     with pytest.raises(UsageError, match=message):
@@ -207,13 +230,46 @@ def test_training_lowers_the_loss_watches_real_files_and_exports(unbroken):
     assert (model.config.lmbda_min, model.config.lmbda_max) == (0.01, 0.05)
     # What was watched is what the export really gives.
     validator = training.Validator(model, data.find_pictures(run.val_glob), run.lambdas)
-    rows, loss = validator(model)
+    validator.take(model)
+    rows, loss = validator()
     assert loss == pytest.approx(history[-1]["loss"], rel=1e-3)
     # But for what integers instead of floats, which the watched copy has, change in files of some dozen bytes.
     np.testing.assert_allclose(rows, history[-1]["rows"], rtol=0.05)
     best = zoo.find_model(str(folder / "best"))
     assert best.card["training"]["steps"] == min(history, key=lambda row: row["loss"])["step"]
     assert any(name.startswith("events") for name in os.listdir(folder / "tensorboard"))
+
+
+def test_best_is_chosen_by_the_loss_that_is_trained(photos, tmp_path, monkeypatch):
+    """Of --distortion mix too; a loss of another kind does not count, nor does what is not a whole line of the history."""
+    Image.fromarray(draw(180, 190)).save(tmp_path / "large.png")
+    run = options(photos, tmp_path / "run", distortion="mix", patchsize=176)
+    model = zoo.new_model(training.make_config(run))
+    model.distortion = run.distortion
+    model.compile(optimizer=training.make_optimizer(run))
+    model.optimizer.build(model.trainable_variables)
+    with pytest.raises(DataError, match="too small to validate"):
+        training.Validator(model, [os.path.join(photos, "0.png")], run.lambdas)
+    validator = training.Validator(model, [str(tmp_path / "large.png")], (0.01,))
+    validator.take(model)
+    rows, loss = validator()
+    bpp, picture = rows[0][1], validator.pictures[0]
+    decoded = validator.codec.compress(picture, 0.01, reconstruct=True).reconstruction
+    similarity = metrics.ms_ssim(*(x @ [[0.299], [0.587], [0.114]] for x in (picture, decoded)))
+    expected = 0.9 * metrics.mse(picture, decoded) + 0.1 * 255**2 * (1 - similarity)
+    assert loss == pytest.approx(bpp + 0.01 * expected, rel=1e-3)
+
+    watch = training.Watch(run, validator, None, None)
+    watch.set_model(model)
+    best = []
+    for kind, value in (("mse", 1.0), ("mix", 5.0), ("mix", 6.0), ("mix", 4.0)):
+        monkeypatch.setattr(training.Validator, "__call__", lambda self, value=value: (rows, value))
+        watch.options = dataclasses.replace(run, distortion=kind)
+        watch.watch()
+        best.append(zoo.read_info(str(tmp_path / "run" / "best")).card["validation"]["loss"])
+        with open(tmp_path / "run" / "validation.jsonl", "a", encoding="utf-8") as f:
+            f.write('{"step": ')
+    assert best == [1.0, 5.0, 5.0, 4.0]
 
 
 def test_warm_start_begins_with_the_weights_given(photos, tmp_path, model_dir, monkeypatch):
@@ -309,11 +365,23 @@ def test_losses_in_mixed_precision(name):
     assert values["mixed_bfloat16"] != values["float32"]
 
 
+def test_another_number_of_layers_does_not_go_on(photos, tmp_path, monkeypatch):
+    monkeypatch.setattr(tf.keras.Model, "fit", lambda self, *args, **kwargs: None)
+    run = options(photos, tmp_path, model="scalable_rnn", lambdas=(0.01, 0.02))
+    training.train(run)
+    training.train(dataclasses.replace(run, lambdas=(0.01, 0.03)))
+    with pytest.raises(UsageError, match="holds a run with 2 layers, not 3"):
+        training.train(dataclasses.replace(run, lambdas=(0.01, 0.02, 0.04)))
+
+
 def test_soap_on_rounded_latents(photos, tmp_path):
     """A run with both; its moments are in the save, and another optimizer cannot go on from it."""
     run = options(photos, tmp_path, optimizer="soap", quantization="mixed", last_step=4, save_steps=2)
     model = training.train(run)
     assert isinstance(model.optimizer, training.Soap) and model.quantization == "mixed"
+    # Tables have offsets to round about; that some were made for an export changes nothing of what is trained.
+    exported = zoo.load_pretrained(str(tmp_path))
+    assert np.abs(exported.prior_z_high.quantization_offset).max() > 0 and not np.any(model.prior_z_high.quantization_offset)
     losses = [json.loads(line)["loss"] for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert len(losses) == 2 and all(np.isfinite(losses))
     shapes = [shape for _, shape in tf.train.list_variables(tf.train.latest_checkpoint(str(tmp_path / "backup" / "chief")))]

@@ -34,7 +34,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("images", help="Folder of pictures: Kodak, for the papers' tables.")
     parser.add_argument("--tecnick", help="Folder of the Tecnick pictures.")
-    parser.add_argument("--model", action="append", help="Zoo names; may be repeated (default: all).")
+    parser.add_argument("--model", action="append", help="Zoo names or model folders; may be repeated (default: all).")
     parser.add_argument("--output", default="results", help="Folder for all of it (default: %(default)s).")
     parser.add_argument("--shown", type=int, default=2, help="How many pictures the page shows (default: %(default)s).")
     parser.add_argument(
@@ -45,12 +45,12 @@ def main():
     models = [zoo.find_model(name) for name in args.model] if args.model else zoo.list_models()
     if not models:
         raise UsageError("no model in the zoo")
-    specs = [("model", info.name, "tfc", 8) for info in models] + [("codec", name) for name in args.codecs]
+    specs = [("model", info.path, "tfc", 8) for info in models] + [("codec", name) for name in args.codecs]
     paths = evaluation.evaluate(specs, args.images, args.output)
     curves = [evaluation.read_results(path) for path in paths]
     tables = []
     for kind, name in (("variable_rate", "variable_rate.py"), ("scalable_rnn", "scalable_rnn.py"), ("crpe", "crpe.py")):
-        chosen = [info.name for info in models if info.config.model == kind]
+        chosen = [info.path for info in models if info.config.model == kind]
         if not chosen:
             continue
         if kind == "crpe":
