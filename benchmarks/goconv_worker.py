@@ -18,6 +18,8 @@ import time
 
 from clock import answer_requests, entropy_coding, measure, repeat
 
+import goconv_tf  # noqa: F401  # before NumPy, whose kernels it chooses
+
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import numpy as np

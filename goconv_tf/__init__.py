@@ -11,7 +11,11 @@ Importing this package is cheap: TensorFlow is loaded by what needs it.
 
 import importlib
 
+from goconv_tf.blas import choose_kernels
+
 __version__ = "0.1.0"
+
+choose_kernels()
 
 _HOME = {
     "compress": "codec",

@@ -40,7 +40,11 @@ flags.DEFINE_enum(
     "D of the loss: MSE; 0.9 MSE + 0.1 (1 - MS-SSIM of luma), the variable-rate paper's; or 1 - MS-SSIM of RGB. The last two need patches of 176.",
 )
 flags.DEFINE_float(
-    "balance", 0.0, "Weigh samples by lambda^-balance (variable_rate): 0 as in the papers, 0.5 for equal say of all rates.", lower_bound=0.0, upper_bound=1.0
+    "balance",
+    0.0,
+    "Weigh samples by lambda^-balance (variable_rate): 0 as in the papers, 0.5 for equal say of all rates.",
+    lower_bound=0.0,
+    upper_bound=1.0,
 )
 flags.DEFINE_enum(
     "quantization",

@@ -13,7 +13,7 @@ import tensorflow as tf
 from conftest import ROOT, draw
 from threadpoolctl import threadpool_info
 
-from goconv_tf import bitstream, codec, zoo
+from goconv_tf import bitstream, blas, codec, zoo
 from goconv_tf.entropy import Decoder, GaussianConditional, RoundingWalker
 from goconv_tf.errors import BitstreamError, CheckpointError
 from goconv_tf.layers import GDN, Conv2D, ConvLSTM2DCell, GoConv2D, GoConv2DTranspose, OctaveTensor, RDFTKernel, SignalConv2D, exact
@@ -311,7 +311,7 @@ def test_a_batch_gives_each_picture_its_parameters(model):
 
 
 def test_decodes_with_other_threads_and_kernels(any_model, tmp_path, model_dir, crpe_dir, rnn_dir):
-    """One and two threads, oneDNN on and off: a process of each decodes the same latents (their checksum is in the stream)."""
+    """One and two threads, oneDNN on and off, OpenBLAS with its oldest kernels: each process decodes the same latents (by their checksum)."""
     path = tmp_path / "a.gcv"
     result = codec.compress(any_model, draw(70, 90), reconstruct=True)
     path.write_bytes(result.data)
@@ -324,11 +324,30 @@ picture = codec.decompress(zoo.load_pretrained(sys.argv[1]), open(sys.argv[2], "
 assert np.abs(picture.astype(int) - np.load(sys.argv[3])).max() <= 1
 """
     folder = any_model.info.path
-    for onednn, threads in (("0", "1"), ("1", "2")):
-        env = {**os.environ, "PYTHONPATH": ROOT, "TF_ENABLE_ONEDNN_OPTS": onednn}
+    for onednn, threads, kernels in (("0", "1", {"OPENBLAS_CORETYPE": "Prescott"}), ("1", "2", {})):
+        env = {**os.environ, "PYTHONPATH": ROOT, "TF_ENABLE_ONEDNN_OPTS": onednn, **kernels}
         args = [sys.executable, "-c", code, folder, str(path), str(tmp_path / "picture.npy"), threads]
         done = subprocess.run(args, env=env, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr[-1500:]
+
+
+def test_new_processors_have_their_kernels(monkeypatch, tmp_path):
+    flags = "flags\t\t: fpu sse2 avx2 avx512f avx512cd avx512bw avx512dq avx512vl\n"
+    for name, text in (("new", "processor\t: 0\n" + flags), ("old", flags.replace(" avx512vl", ""))):
+        (tmp_path / name).write_text(text)
+    environment = {}
+    monkeypatch.setattr(os, "environ", environment)
+
+    def chosen(name):
+        blas.choose_kernels(str(tmp_path / name))
+        return environment.get("OPENBLAS_CORETYPE")
+
+    assert chosen("new") is None  # NumPy is loaded
+    monkeypatch.delitem(sys.modules, "numpy")
+    assert chosen("old") is chosen("missing") is None
+    assert chosen("new") == "SKYLAKEX"
+    environment["OPENBLAS_CORETYPE"] = "Haswell"
+    assert chosen("new") == "Haswell"
 
 
 def test_costs_next_to_no_bits(any_model):
