@@ -1,11 +1,12 @@
 """What no benchmark of photographs shows of the shipped models."""
 
+import json
 import math
 import os
 
 import numpy as np
 import pytest
-from conftest import CHECKPOINTS, draw
+from conftest import CHECKPOINTS, ROOT, draw
 
 import goconv_tf
 from goconv_tf import codec, zoo
@@ -45,3 +46,12 @@ def test_odd_sizes_cost_nothing(folder):
     assert qualities[1] > qualities[0] - 0.3, qualities
     lmbda = math.sqrt(model.config.lmbda_min * model.config.lmbda_max) if model.has_lambda else None
     assert sum(codec.estimate(model, picture, lmbda).values()) == pytest.approx(8 * len(data), rel=0.02, abs=600)
+
+
+def test_what_exact_parameters_cost_is_measured():
+    """Of every model that is shipped, with the weights it has now: what docs/guarantees.md promises."""
+    with open(os.path.join(ROOT, "benchmarks", "results", "checkpoints.json"), encoding="utf-8") as f:
+        rows = {row["fingerprint"]: row for row in json.load(f)["rows"]}
+    for folder in CHECKPOINTS:
+        row = rows[zoo.read_info(folder).fingerprint]
+        assert row["pictures"] == 24 and row["bits"] < 0.005 and row["decode ratio"] < 1.5, row
