@@ -31,22 +31,28 @@ def subject_of(results):
 
 def code_at(subject, picture, target):
     """(data, decoded picture) of the operating point nearest below `target` bits per pixel, or the lowest there is."""
-    if isinstance(subject, evaluation.ModelSubject) and subject.model.has_lambda:
-        codings = []
+    if not isinstance(subject, evaluation.ModelSubject) or not (subject.model.has_lambda or len(subject.model.config.layers) > 1):
+        best = _nearest([subject.code(picture, point) for point in subject.points], picture, target)
+        return best.data, best.decoded
+    model, codings = subject.model, []
 
-        def code(lmbda):
-            codings.append(codec.compress(subject.model, picture, lmbda, entropy_coder=subject.entropy_coder))
-            return codings[-1]
+    def code(lmbda=None, **point):
+        codings.append(codec.compress(model, picture, lmbda, entropy_coder=subject.entropy_coder, **point))
+        return codings[-1]
 
-        with contextlib.suppress(RateError):
-            codec.search_rate(code, target, subject.model.config.lmbda_min, subject.model.config.lmbda_max)
-    else:
-        codings = [subject.code(picture, point) for point in subject.points]
+    with contextlib.suppress(RateError):
+        if model.has_lambda:
+            codec.search_rate(code, target, model.config.lmbda_min, model.config.lmbda_max)
+        else:
+            code(target_bpp=target)
+    data = _nearest(codings or [code(**subject.points[0])], picture, target).data
+    return data, codec.decode(model, bitstream.unpack(data, codec.MAX_PIXELS))
+
+
+def _nearest(codings, picture, target):
+    """The largest of those that take `target` bits per pixel at most, or the smallest of all."""
     below = [c for c in codings if metrics.bpp(c.data, *picture.shape[:2]) <= target * (1 + codec.TOLERANCE)]
-    best = max(below, key=lambda c: len(c.data)) if below else min(codings, key=lambda c: len(c.data))
-    if isinstance(best, codec.Compressed):
-        return best.data, codec.decode(subject.model, bitstream.unpack(best.data, codec.MAX_PIXELS))
-    return best.data, best.decoded
+    return max(below, key=lambda c: len(c.data)) if below else min(codings, key=lambda c: len(c.data))
 
 
 def _source(picture):

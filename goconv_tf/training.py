@@ -108,22 +108,19 @@ def make_optimizer(options: Options):
 
 @contextlib.contextmanager
 def averaged_weights(model):
-    """Inside, the model has its averaged weights; afterwards the ones it trains."""
-    saved = [v.numpy() for v in model.trainable_variables]
+    """Inside, the model has its averaged weights; afterwards all is as before, also what coding tables have set (z's offsets)."""
+    saved = [v.numpy() for v in model.variables]
     if model.optimizer.use_ema:
         model.optimizer.finalize_variable_values(model.trainable_variables)
     try:
         yield
     finally:
-        for variable, value in zip(model.trainable_variables, saved):
+        for variable, value in zip(model.variables, saved):
             variable.assign(value)
 
 
 class Validator:
-    """Codes whole pictures with real bytes, with a second copy of the model that keeps its compiled functions.
-
-    Exports are of the copy as well: coding tables round about other values than training may, which goes on as if there had been none.
-    """
+    """Codes whole pictures with real bytes, with a second copy of the model that keeps its compiled functions."""
 
     def __init__(self, model, paths, lambdas):
         self.codec = MODELS[model.config.model](model.config).build_weights()
@@ -137,12 +134,6 @@ class Validator:
                 raise DataError(f"{path}: too small to validate with --distortion {self.distortion}, which needs 176 pixels a side")
             self.pictures.append(picture[:height, :width])
 
-    def take(self, model):
-        """Gives the copy the model's present weights."""
-        for target, source in zip(self.codec.variables, model.variables):
-            target.assign(source)
-        self.codec.build_tables()
-
     def _error(self, picture, decoded):
         """D of the loss."""
         if self.distortion == "mse":
@@ -150,8 +141,11 @@ class Validator:
         both = (tf.cast(x[None], tf.float32) for x in (picture, decoded))
         return float(losses.distortion(*both, self.distortion)[0])
 
-    def __call__(self):
-        """[(lambda, mean bpp, mean PSNR)] and the mean loss, of the weights taken; a row for each layer of scalable models."""
+    def __call__(self, model):
+        """[(lambda, mean bpp, mean PSNR)] and the mean loss, of the model's present weights; a row for each layer of scalable models."""
+        for target, source in zip(self.codec.variables, model.variables):
+            target.assign(source)
+        self.codec.build_tables()
         rows, means = [], []
         for lmbda in self.lambdas:
             coded = [self.codec.compress(picture, lmbda, reconstruct=True) for picture in self.pictures]
@@ -256,12 +250,13 @@ class Watch(tf.keras.callbacks.Callback):
             card["training"].pop(private)
         name = options.name or os.path.basename(os.path.abspath(folder))
         with averaged_weights(self.model):
-            self.validator.take(self.model)
-        zoo.save_pretrained(self.validator.codec, os.path.join(folder, "export"), name, card)
-        if not self.validator.pictures:
-            return
-        rows, loss = self.validator()
-        picture = self.validator.pictures[0]
+            if self.validator is None:
+                self.model.build_tables()
+                zoo.save_pretrained(self.model, os.path.join(folder, "export"), name, card)
+                return
+            rows, loss = self.validator(self.model)
+            picture = self.validator.pictures[0]
+            zoo.save_pretrained(self.validator.codec, os.path.join(folder, "export"), name, card)
         print(f"step {step} validation loss {loss:.4f}: " + ", ".join(f"{lm:g}: {bpp:.3f} bpp {psnr:.2f} dB" for lm, bpp, psnr in rows), flush=True)
         # Losses compare only over the same pictures, lambdas and kind of distortion.
         setting = {"pictures": len(self.validator.pictures), "lambdas": [row[0] for row in rows], "distortion": options.distortion}
@@ -434,7 +429,7 @@ def train(options: Options):
         raise UsageError(f"the workers see different saves in {folder}: it must be one folder that all of them share")
     tell(f"{'going on from' if start else 'starting at'} step {start}", flush=True)
     writer = tf.summary.create_file_writer(os.path.join(folder, "tensorboard")) if options.tensorboard and chief else None
-    validator = Validator(model, val_paths, options.val_lambdas or lambdas) if chief else None
+    validator = Validator(model, val_paths, options.val_lambdas or lambdas) if val_paths and chief else None
     progress = Progress(options, os.path.join(folder, "log.jsonl") if chief else None, writer, total)
     watch = [Watch(options, validator, writer, progress)] if chief else []
     with stopped_by_signals(progress.stop), cluster.lost_workers(strategy, folder), data_errors(), save_errors(backup_dir):

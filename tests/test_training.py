@@ -230,8 +230,7 @@ def test_training_lowers_the_loss_watches_real_files_and_exports(unbroken):
     assert (model.config.lmbda_min, model.config.lmbda_max) == (0.01, 0.05)
     # What was watched is what the export really gives.
     validator = training.Validator(model, data.find_pictures(run.val_glob), run.lambdas)
-    validator.take(model)
-    rows, loss = validator()
+    rows, loss = validator(model)
     assert loss == pytest.approx(history[-1]["loss"], rel=1e-3)
     # But for what integers instead of floats, which the watched copy has, change in files of some dozen bytes.
     np.testing.assert_allclose(rows, history[-1]["rows"], rtol=0.05)
@@ -251,8 +250,7 @@ def test_best_is_chosen_by_the_loss_that_is_trained(photos, tmp_path, monkeypatc
     with pytest.raises(DataError, match="too small to validate"):
         training.Validator(model, [os.path.join(photos, "0.png")], run.lambdas)
     validator = training.Validator(model, [str(tmp_path / "large.png")], (0.01,))
-    validator.take(model)
-    rows, loss = validator()
+    rows, loss = validator(model)
     bpp, picture = rows[0][1], validator.pictures[0]
     decoded = validator.codec.compress(picture, 0.01, reconstruct=True).reconstruction
     similarity = metrics.ms_ssim(*(x @ [[0.299], [0.587], [0.114]] for x in (picture, decoded)))
@@ -263,7 +261,7 @@ def test_best_is_chosen_by_the_loss_that_is_trained(photos, tmp_path, monkeypatc
     watch.set_model(model)
     best = []
     for kind, value in (("mse", 1.0), ("mix", 5.0), ("mix", 6.0), ("mix", 4.0)):
-        monkeypatch.setattr(training.Validator, "__call__", lambda self, value=value: (rows, value))
+        monkeypatch.setattr(training.Validator, "__call__", lambda self, model, value=value: (rows, value))
         watch.options = dataclasses.replace(run, distortion=kind)
         watch.watch()
         best.append(zoo.read_info(str(tmp_path / "run" / "best")).card["validation"]["loss"])
