@@ -131,7 +131,10 @@ def make_parser():
     p.add_argument("--images", nargs="*", default=[], help="Pictures to show, coded by the results' models and codecs.")
     p.add_argument("--target_bpp", type=_positive, default=0.3, help="Rate that the shown pictures shall not exceed (default: %(default)s).")
     p.add_argument("--title", default="Rate and distortion")
-    p.set_defaults(run=lambda a: commands.report(a.results, a.output, a.images, a.target_bpp, a.title))
+    p.add_argument(
+        "--model", action="append", default=[], help="Model folder that results are of, if the zoo does not have the model; may be repeated."
+    )
+    p.set_defaults(run=lambda a: commands.report(a.results, a.output, a.images, a.target_bpp, a.title, a.model))
 
     p = sub.add_parser("import_tf1", help="An original's TensorFlow 1 checkpoint to a model folder.")
     p.add_argument("checkpoint", help="The checkpoint's prefix, such as model.ckpt-400000, or its folder.")

@@ -300,14 +300,14 @@ def plot(results, output, title="", max_bpp=None):
     return 0
 
 
-def report(results, output, images=(), target_bpp=0.3, title="Rate and distortion"):
+def report(results, output, images=(), target_bpp=0.3, title="Rate and distortion", models=()):
     """The report command; returns the exit status."""
     from goconv_tf import evaluation
     from goconv_tf import report as page
 
     check_output(output, "")
     curves = [evaluation.read_results(path) for path in results]
-    page.write(output, curves, images, target_bpp, title)
+    page.write(output, curves, images, target_bpp, title, models)
     print(f"{output}: {os.path.getsize(output) / 2**20:.1f} MiB, {len(curves)} curves, {len(images)} pictures")
     return 0
 

@@ -7,23 +7,28 @@ import io
 import json
 import os
 
-from goconv_tf import bitstream, codec, evaluation, metrics, plots
+from goconv_tf import bitstream, codec, evaluation, metrics, plots, zoo
 from goconv_tf.errors import GoConvError, RateError, UsageError
 from goconv_tf.files import atomic_write
 
 
-def subject_of(results):
+def subject_of(results, models=()):
     """What made a results file, to code more pictures with; None for published curves and others' files.
 
+    Args:
+      results: as `evaluation.read_results` gives them.
+      models: `zoo.ModelInfo` of models to look for before the zoo's, by fingerprint.
+
     Raises:
-      GoConvError: if it is a model that is not in the zoo, or has other weights by now.
+      GoConvError: if it is a model that neither these nor the zoo have, or has other weights by now.
     """
     meta = results.get("meta", {})
     if meta.get("codec"):
         return evaluation.PillowSubject(meta["codec"])
     if not meta.get("model"):
         return None
-    subject = evaluation.ModelSubject(results["name"], meta.get("entropy_coder", "tfc"))
+    path = next((info.path for info in models if info.fingerprint == meta.get("fingerprint")), results["name"])
+    subject = evaluation.ModelSubject(path, meta.get("entropy_coder", "tfc"))
     if subject.info.fingerprint != meta.get("fingerprint"):
         raise UsageError(f"{results['name']}: the zoo has weights {subject.info.fingerprint}, the results are of {meta.get('fingerprint')}")
     return subject
@@ -98,15 +103,17 @@ def bd_table(curves):
     return f"<table><tr><th></th>{head}</tr>{''.join(rows)}</table>"
 
 
-def write(path, curves, images=(), target=0.3, title="Rate and distortion"):
+def write(path, curves, images=(), target=0.3, title="Rate and distortion", models=()):
     """Writes the page.
 
     Args:
       curves: as `evaluation.read_results` gives them; those with a model or codec code the images too.
       images: paths of pictures to show.
       target: bits per pixel that the shown pictures shall not exceed.
+      models: names or folders of models that curves are of, for those that the zoo does not have.
     """
-    subjects = [subject for subject in map(subject_of, curves) if subject] if images else []
+    infos = [zoo.find_model(model) for model in models] if images else []
+    subjects = [subject for subject in (subject_of(curve, infos) for curve in curves) if subject] if images else []
     pictures = [versions_of(image, subjects, target) for image in images]
     max_bpp = 1.3 * max((point[0] for c in curves if c.get("meta", {}).get("model") for point in c["results"].get("psnr-rgb", ())), default=1.5)
     curves = [{**c, "style": "o-" if c["meta"].get("model") else "s-"} if c.get("meta") else c for c in curves]

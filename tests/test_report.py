@@ -42,6 +42,9 @@ def page(model, model_dir, rnn, rnn_dir, tmp_path_factory):
         data["meta"]["fingerprint"] = "00000000"
         with pytest.raises(UsageError, match="the zoo has weights"):
             report.subject_of(data)
+        data["meta"]["fingerprint"] = rnn.info.fingerprint
+        subject = report.subject_of(data, [model.info, rnn.info])
+        assert subject.model is rnn and subject.info.path == rnn.info.path
     return path
 
 

@@ -1,6 +1,7 @@
 """The scalable codec: its cell, its walk, its layers, and what is left of a stream that was cut."""
 
 import dataclasses
+import importlib.util
 import json
 import os
 import subprocess
@@ -14,7 +15,7 @@ from PIL import Image
 from test_codec import resealed
 from test_commands import one_line
 
-from goconv_tf import bitstream, codec, commands, metrics, presets, zoo
+from goconv_tf import bitstream, codec, commands, metrics, presets, training, zoo
 from goconv_tf.entropy import RoundingWalker
 from goconv_tf.errors import BitstreamError, RateError, UsageError
 from goconv_tf.layers import ConvLSTM2DCell
@@ -300,6 +301,20 @@ def test_original_commands(rnn, rnn_dir, command_here, tmp_path):
     assert "no such file" in one_line(command_here("--checkpoint_dir", rnn_dir, "compress", "missing.png", module=script))
     assert "no PNG" in one_line(command_here("train", "--train_glob", "nothing/*.png", module=script))
     assert sorted(os.listdir(tmp_path)) == ["back.png", "compressed.bin", "xxx.png"]
+
+
+def test_original_training_flags_reach_training(monkeypatch):
+    spec = importlib.util.spec_from_file_location("rnn_script", os.path.join(ROOT, "experiments", "rnn.py"))
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    runs = []
+    monkeypatch.setattr(training, "train", runs.append)
+    for flags in (["train"], ["--num_filters", "192", "train", "--preset", "base", "--iter", "3", "--patchsize", "128"]):
+        assert script.command(script.make_parser().parse_args(flags)) == 0
+    configs = [training.make_config(run) for run in runs]
+    assert [(c.filters, c.iterations) for c in configs] == [(128, 4), (192, 3)]
+    assert [run.lambdas for run in runs] == [(0.01, 0.02, 0.04, 0.08), (0.01, 0.02, 0.04)]
+    assert (runs[1].patchsize, runs[1].batchsize, runs[1].model) == (128, 4, "scalable_rnn")
 
 
 def test_layers_of_other_models_do_not_decode(rnn, model):

@@ -14,7 +14,7 @@ def test_all_tables(model_dir, rnn_dir, crpe_dir, tmp_path):
     folder.mkdir()
     for name, size in (("a", (165, 170)), ("jpegai09", (170, 165))):
         Image.fromarray(draw(*size)).save(folder / f"{name}.png")
-    env = {**os.environ, "PYTHONPATH": ROOT, "GOCONV_TF_ZOO": os.pathsep.join(map(os.path.dirname, (model_dir, rnn_dir, crpe_dir)))}
+    env = {**os.environ, "PYTHONPATH": ROOT, "GOCONV_TF_ZOO": os.pathsep.join(map(os.path.dirname, (model_dir, rnn_dir)))}
     command = [
         sys.executable,
         os.path.join(ROOT, "experiments", "tables", "all.py"),
@@ -27,7 +27,7 @@ def test_all_tables(model_dir, rnn_dir, crpe_dir, tmp_path):
         "1.0",
         "2.0",
     ]
-    command += ["--model", "tiny-test", "--model", "tiny-rnn", "--model", "tiny-crpe"]
+    command += ["--model", "tiny-test", "--model", "tiny-rnn", "--model", crpe_dir]
     done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     written = set(os.listdir(tmp_path / "out"))

@@ -73,7 +73,7 @@ def main():
     top = 1.3 * max(point[0] for curve in own for points in curve["results"].values() for point in points)
     plots.rate_distortion(os.path.join(args.output, "rd.png"), styled + published, max_bpp=top)
     shown = [path for path, _ in commands.plan([args.images], args.output, commands.PICTURE_EXTENSIONS, ".gcv")][: args.shown]
-    report.write(os.path.join(args.output, "report.html"), own + codecs + published, shown)
+    report.write(os.path.join(args.output, "report.html"), own + codecs + published, shown, models=[info.path for info in models])
 
     data = {}
     for path in paths:
