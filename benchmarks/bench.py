@@ -208,7 +208,7 @@ def checkpoints(args):
                     for name, answer in found.items():
                         answers[name].append(answer)
         exact, floats = answers["exact"], answers["float"]
-        row = {"name": os.path.basename(os.path.dirname(config)), "fingerprint": fingerprint, "pictures": len(args.pictures)}
+        row = {"name": os.path.basename(os.path.dirname(config)), "fingerprint": fingerprint, "pictures": len(args.pictures), **where_and_when()}
         row["kmac per pixel"] = {part: macs / 512 / 768 / 1000 for part, macs in info["macs"].items()}
         row["bits"] = sum(a["bytes"] for a in exact) / sum(a["bytes"] for a in floats) - 1
         for side in ("encode", "decode"):
@@ -238,6 +238,10 @@ def train(args):
 
 
 SECTIONS = {f.__name__: f for f in (peer, peak, papers, coding, start, checkpoints, large, train)}
+
+
+def where_and_when():
+    return {"machine": f"{processor()}, {os.cpu_count()} cores", "when": time.strftime("%Y-%m-%d")}
 
 
 def processor():
@@ -320,7 +324,7 @@ def table(results):
             )
         elif name == "checkpoints":
             titles = ["model", "kMAC per pixel: analysis", "entropy parameters", "synthesis"]
-            titles += ["exact: bits", "exact: decoding", "encode s", "decode s", "JPEG 2000 encode s", "decode s"]
+            titles += ["exact: bits", "exact: decoding", "encode s", "decode s", "JPEG 2000 encode s", "decode s", "machine", "when"]
             rows = [
                 [
                     r["name"],
@@ -328,6 +332,8 @@ def table(results):
                     f"{r['bits']:+.3%}",
                     number(r["decode ratio"]),
                     *(number(r[side][name], 3) for name in ("exact", "JPEG 2000") for side in ("encode", "decode")),
+                    r["machine"],
+                    r["when"],
                 ]
                 for r in data["rows"]
             ]
@@ -375,12 +381,11 @@ def main():
     if "train" in wanted and not args.photos:
         parser.error("the section train needs --photos")
     os.makedirs(args.output, exist_ok=True)
-    machine = processor()
     for name in wanted:
         print(name, flush=True)
         result = SECTIONS[name](args)
         shown = " ".join(["python benchmarks/bench.py", name, "--images KODAK", *(["--photos PHOTOS"] if name == "train" else [])])
-        common = {"command": shown, "machine": f"{machine}, {os.cpu_count()} cores", "when": time.strftime("%Y-%m-%d")}
+        common = {"command": shown + (" --only_changed" if args.only_changed and name == "checkpoints" else ""), **where_and_when()}
         with open(os.path.join(args.output, f"{name}.json"), "w", encoding="utf-8") as f:
             json.dump({**common, **result}, f, indent=1)
             f.write("\n")

@@ -75,7 +75,7 @@ def costs(info, path):
 
 {sum(macs.values()):.1f} thousand multiply-adds per pixel: {", ".join(f"{name} {value:.1f}" for name, value in macs.items())}.
 Exact entropy parameters change the bits of {row["pictures"]} Kodak pictures by {row["bits"]:+.3%} against floats.
-By turns in one run, on {data["machine"]} (`{data["command"]}`); JPEG 2000 is Pillow's, at the rate of each of this model's files:
+By turns in one run, on {row["machine"]}, {row["when"]} (`{data["command"]}`); JPEG 2000 is Pillow's, at the rate of each of this model's files:
 
 {table(rows, [*columns, ("JPEG 2000", "JPEG 2000", ".3f")])}
 """
@@ -94,6 +94,8 @@ def main():
     own = evaluation.read_results(path)
     if own["meta"].get("fingerprint") != info.fingerprint:
         raise UsageError(f"{path} is of weights {own['meta'].get('fingerprint')}, not {info.fingerprint}")
+    if "kodak" not in own["meta"]["dataset"].lower():
+        raise UsageError(f"{path} is of {own['meta']['dataset']!r}: cards show Kodak's pictures")
     with open(path, encoding="utf-8") as f:
         results = json.load(f)["results"]
     rows = [{key: results[key][k] for key in KEPT if key in results} for k in range(len(results["bpp"]))]

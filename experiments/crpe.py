@@ -111,10 +111,14 @@ def encode_one(model, source, target):
     row = metrics.quality(picture, decoded)
     row.update({f"{key}-db": metrics.decibels(row[key]) for key in ("ms-ssim-rgb", "ms-ssim-y")})
     row.update(bpp_h=estimated["high"], bpp_l=estimated["low"], bpp_estimated=sum(estimated.values()), bpp=result.bpp)
-    stem = os.path.splitext(os.path.basename(source))[0]
-    commands.write_picture(os.path.join(os.path.dirname(target), f"{stem}_rec.png"), decoded)
     atomic_write(target, result.data)
+    commands.write_picture(reconstruction_of(source, target), decoded)
     return row
+
+
+def reconstruction_of(source, target):
+    """Where the original writes what a picture's file decodes to."""
+    return os.path.join(os.path.dirname(target), f"{os.path.splitext(os.path.basename(source))[0]}_rec.png")
 
 
 def encode(args):
@@ -125,18 +129,21 @@ def encode(args):
         files = commands.plan([args.input_file], args.output_file or args.input_file, commands.PICTURE_EXTENSIONS, ".bitstream")
         # As for a single picture, the whole name stays.
         files = [(source, os.path.join(os.path.dirname(target), os.path.basename(source) + ".bitstream")) for source, target in files]
-        files = [(source, target) for source, target in files if not source.endswith("_rec.png")]
+        # What an earlier call wrote beside the pictures is none of them.
+        written = {os.path.realpath(reconstruction_of(source, target)) for source, target in files}
+        files = [(source, target) for source, target in files if os.path.realpath(source) not in written]
         os.makedirs(args.output_file or args.input_file, exist_ok=True)
     else:
         files = [(args.input_file, args.output_file or args.input_file + ".bitstream")]
     for source, target in files:
         commands.check_output(target, source)
+        commands.check_output(reconstruction_of(source, target), source)
     model = zoo.load_pretrained(args.restore_path or args.checkpoint_dir)
     rows, failures = [], 0
     for source, target in files:
         try:
             rows.append(encode_one(model, source, target))
-        except GoConvError as error:
+        except (GoConvError, OSError) as error:
             if not folder:
                 raise
             failures += 1

@@ -1,5 +1,7 @@
 """Command line: python -m goconv_tf COMMAND; --help lists the commands."""
 
+import sys
+
 from absl import app
 from absl.flags import argparse_flags
 
@@ -15,6 +17,16 @@ def _positive(text):
 
 
 _positive.__name__ = "positive number"
+
+
+def _count(text):
+    value = int(text)
+    if value < 1:
+        raise ValueError
+    return value
+
+
+_count.__name__ = "positive whole number"
 
 
 def add_size_limit(parser):
@@ -46,7 +58,7 @@ bpp of whole files; MS-SSIM linear). Run again, it measures only what is missing
 
 def add_evaluation(parser):
     parser.add_argument("--output", default="results", help="Folder for the results (default: %(default)s).")
-    parser.add_argument("--jobs", type=int, default=1, help="Processes; with more than one, seconds mean little (default: %(default)s).")
+    parser.add_argument("--jobs", type=_count, default=1, help="Processes; with more than one, seconds mean little (default: %(default)s).")
     parser.add_argument("--per_image", action="store_true", help="Also write per_image/NAME/PICTURE.json, as CompressAI does.")
     parser.add_argument("--csv", action="store_true", help="Also write csv/, in tensorflow/compression's form.")
 
@@ -156,7 +168,7 @@ def make_parser():
     p = sub.add_parser("evaluate", help="Models on a folder of pictures: rate-distortion as JSON.", description=evaluation_text)
     p.add_argument("images", help="Folder of pictures.")
     p.add_argument("--model", action="append", required=True, help="Zoo name, model folder or training folder; may be repeated.")
-    p.add_argument("--points", type=int, default=8, help="How many lambdas, of models that have one (default: %(default)s).")
+    p.add_argument("--points", type=_count, default=8, help="How many lambdas, of models that have one (default: %(default)s).")
     p.add_argument("--entropy_coder", choices=("tfc", "range-coder"), default="tfc", help="Range coder to use (default: %(default)s).")
     add_evaluation(p)
     p.set_defaults(run=lambda a: commands.evaluate([("model", m, a.entropy_coder, a.points) for m in a.model], a))
@@ -189,6 +201,8 @@ def make_parser():
 def run(args):
     """Runs a parsed command; our errors become one line and status 1."""
     commands.quiet_tensorflow()
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="backslashreplace")  # names of files need not be in the terminal's encoding
     return commands.status_of(args.run, args)
 
 

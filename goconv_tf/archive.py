@@ -154,11 +154,12 @@ def make(task, source) -> Tuple[bytes, Dict[str, Any]]:
         codec.check_model(stream, info)
         return codec.picture_bytes(codec.decode(zoo.shared(info.path), stream, task.layers)), describe(data)
     picture = codec.read_picture(source, task.max_pixels, io.BytesIO(data))
+    model = zoo.shared(task.model, task.fingerprint)
     if task.command == "evaluate":
-        measures, coded = evaluation.measure_picture(evaluation.ModelSubject(task.model, task.entropy_coder), picture, task.point)
+        measures, coded = evaluation.measure_picture(evaluation.ModelSubject(model.info.path, task.entropy_coder), picture, task.point)
         row = {**describe(coded), **measures}
         return (json.dumps(row) + "\n").encode(), row
-    coded = codec.compress(zoo.shared(task.model), picture, entropy_coder=task.entropy_coder, **task.point).data
+    coded = codec.compress(model, picture, entropy_coder=task.entropy_coder, **task.point).data
     return coded, describe(coded)
 
 

@@ -28,6 +28,12 @@ def _is_deep(image):
     depths = getattr(image, "tag_v2", {}).get(258, (8,))  # TIFF's BitsPerSample
     arguments = [str(part) for tile in getattr(image, "tile", []) for part in (tile[3] if isinstance(tile[3], tuple) else (tile[3],))]
     maximum = [int(a) for a in arguments if a.isdigit()] if image.format == "PPM" else []
+    if image.format in ("SGI", "JPEG2000") and getattr(image, "fp", None):  # these say it in their first bytes only
+        image.fp.seek(0)
+        head = image.fp.read(2**16)
+        size = head.find(b"\xff\x4f\xff\x51")  # a codestream's start, with its SIZ marker: 36 bytes, then a depth for each component
+        if head[3] > 1 if image.format == "SGI" else size >= 0 and any(depth & 0x7F > 7 for depth in head[size + 42 :: 3][: len(image.getbands())]):
+            return True
     return max(depths if isinstance(depths, tuple) else (depths,)) > 8 or any(";16" in a for a in arguments) or max(maximum, default=0) > 255
 
 
@@ -58,7 +64,7 @@ def read_picture(path, max_pixels: int = MAX_PIXELS, file=None):
       file: the opened file, where path is only what messages call it.
 
     Raises:
-      ImageError: if it cannot be read, has transparency or more than 8 bits a sample, or is too large.
+      ImageError: if it cannot be read, has transparency, several pictures or more than 8 bits a sample, or is too large.
     """
     try:
         with _pillow_without_limit():
@@ -66,6 +72,8 @@ def read_picture(path, max_pixels: int = MAX_PIXELS, file=None):
         with opened as image:
             if image.width * image.height > max_pixels:
                 raise ImageError(f"{path}: {image.width} x {image.height} pixels; the limit is {max_pixels} (see --max_megapixels)")
+            if getattr(image, "is_animated", False) and image.format != "MPO":  # what cameras add to a JPEG may be left
+                raise ImageError(f"{path}: has {image.n_frames} pictures; save the one that is meant by itself")
             return from_pillow(image, path)
     except ImageError:
         raise
@@ -243,20 +251,39 @@ def compress(model, picture, lmbda=None, target_bpp=None, entropy_coder="tfc", r
     if not model.has_lambda:
         return code(None)
     if target_bpp is None:
-        return code(math.sqrt(model.config.lmbda_min * model.config.lmbda_max) if lmbda is None else lmbda)
+        return code(middle_lambda(model) if lmbda is None else lmbda)
     return search_rate(code, target_bpp, model.config.lmbda_min, model.config.lmbda_max)
 
 
 def estimate(model, picture, lmbda=None, layers=None):
-    """{latent: bits} that the entropy models ascribe to uint8 [h, w, 3], of the first `layers` layers: what files take, but for headers."""
+    """{latent: bits} that the entropy models ascribe to uint8 [h, w, 3], of the first `layers` layers: what files take, but for headers.
+
+    lmbda: in the model's range, or as a file has it; None is the middle of the range, as for `compress`.
+
+    Raises:
+      RateError, UsageError: if lmbda or layers are not what the model has.
+    """
     import tensorflow as tf
 
     from goconv_tf.models import tiles
 
+    value = 0.0
+    if model.has_lambda:
+        coded = bitstream.quantize_lmbda(middle_lambda(model) if lmbda is None else lmbda)
+        value = bitstream.dequantize_lmbda(coded)
+        inside = min(max(value, model.config.lmbda_min), model.config.lmbda_max)
+        if bitstream.quantize_lmbda(inside) == coded:
+            lmbda = inside  # what files carry may lie outside by what coding lambda rounds
+    check_operating_point(model, lmbda, None, layers)
     padded = pad(picture, model.alignment)
     with tiles.tiled(choose_tile(model, padded.shape[:2], exact=model.has_exact)):
-        rates = model.estimate(padded[None], tf.constant([lmbda or 0.0])).rates
+        rates = model.estimate(padded[None], tf.constant([value])).rates
     return {name: float(rates[name][0]) for names in model.config.layers[:layers] for name in names}
+
+
+def middle_lambda(model) -> float:
+    """The lambda that is taken where none is given: the middle of the logarithm of the range."""
+    return math.sqrt(model.config.lmbda_min * model.config.lmbda_max)
 
 
 def check_exact(model, exact):

@@ -4,13 +4,16 @@ import json
 import os
 import sys
 import time
+from typing import Tuple
 
 from goconv_tf import bitstream, codec, limits, zoo
 from goconv_tf.errors import BitstreamError, GoConvError, UsageError
 from goconv_tf.files import atomic_write
 
 STREAM_EXTENSION, PICTURE_EXTENSION = ".gcv", ".png"
-PICTURE_EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".gif")
+# Those of Pillow's formats that photographs come in.
+PICTURE_EXTENSIONS: Tuple[str, ...] = (".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".avif", ".avifs", ".bmp", ".dib", ".tif", ".tiff", ".gif")
+PICTURE_EXTENSIONS += (".ppm", ".pgm", ".pnm", ".pbm", ".jp2", ".j2k", ".j2c", ".jpc", ".jpf", ".jpx", ".tga", ".qoi")
 
 
 def quiet_tensorflow():
@@ -179,12 +182,14 @@ def decompress(
     pairs = plan(inputs, output_dir, (STREAM_EXTENSION,), PICTURE_EXTENSION)
 
     def action(source, target):
+        if output_dir and os.path.exists(target) and os.path.samefile(os.path.dirname(os.path.abspath(source)), output_dir):
+            raise UsageError(f"{target}: is there already, perhaps the original; give another --output_dir than the stream's own folder")
         # Everything that can be wrong without the network is found before it is loaded.
         problems = [] if force else None
         stream = bitstream.unpack(read_stream_file(source), max_pixels, allow_truncated, problems)
         info = zoo.find_model(model) if model else codec.find_stream_model(stream)
         codec.check_model(stream, info)
-        network = zoo.shared(info.path)
+        network = zoo.shared(info.path, info.fingerprint)
         with limits.seconds(max_seconds):
             picture = codec.decode(network, stream, layers, problems, tile, region)
         write_picture(target, picture)
@@ -261,8 +266,6 @@ def evaluate(specs, args):
     """The evaluate and bench_codec commands; returns the exit status."""
     from goconv_tf import evaluation
 
-    if args.jobs < 1:
-        raise UsageError(f"--jobs must be at least 1, not {args.jobs}")
     for path in evaluation.evaluate(specs, args.images, args.output, args.jobs, args.per_image, args.csv):
         with open(path, encoding="utf-8") as f:
             results = json.load(f)["results"]
@@ -344,10 +347,11 @@ def models(verbose=False):
     if not found:
         print("the zoo is empty; looked in " + ", ".join(zoo.zoo_folders()))
     for model in found:
-        size = os.path.getsize(os.path.join(model.path, zoo.WEIGHTS_FILE)) / 2**20
+        weights = os.path.join(model.path, zoo.WEIGHTS_FILE)
+        size = f"{os.path.getsize(weights) / 2**20:.1f} MiB" if os.path.exists(weights) else f"{zoo.WEIGHTS_FILE} is missing"
         rates = [row["bpp"] for row in model.card.get("kodak", [])]
         reach = f"{min(rates):.2f} to {max(rates):.2f} bpp on Kodak" if rates else "rates not measured"
-        print(f"{model.name}: {model.model}, {size:.1f} MiB, {model.config.rates}, {reach}")
+        print(f"{model.name}: {model.model}, {size}, {model.config.rates}, {reach}")
         if verbose:
             print(f"  {model.path}\n  " + json.dumps(model.card, indent=1).replace("\n", "\n  "))
     return 0

@@ -23,7 +23,7 @@ def find_pictures(patterns):
     found = set()
     for pattern in patterns:
         if os.path.isdir(pattern):
-            pattern = os.path.join(pattern, "**", "*")
+            pattern = os.path.join(glob.escape(pattern), "**", "*")
         found.update(p for p in glob.glob(pattern, recursive=True) if p.lower().endswith(EXTENSIONS))
     if not found:
         raise DataError(f"no PNG, JPEG or WebP pictures match {', '.join(patterns)}")

@@ -6,6 +6,7 @@ line of its own (measured.jsonl), so that an interrupted evaluation goes on wher
 """
 
 import concurrent.futures
+import concurrent.futures.process
 import functools
 import hashlib
 import io
@@ -24,6 +25,8 @@ from goconv_tf import bitstream, codec, commands, metrics, zoo
 from goconv_tf.errors import GoConvError, UsageError
 from goconv_tf.files import atomic_write
 
+# A part of every measured row's key: counted up when measuring the same weights again would give something else.
+MEASURED_BY = 2
 MEASURES = ("bpp", "psnr-rgb", "psnr-yuv", "psnr-y", "psnr-u", "psnr-v", "ms-ssim-rgb", "ms-ssim-y", "encoding_time", "decoding_time")
 
 
@@ -65,7 +68,7 @@ class ModelSubject:
 
     @functools.cached_property
     def model(self):
-        return zoo.shared(self.info.path)
+        return zoo.shared(self.info.path, self.info.fingerprint)
 
     def code(self, picture, point) -> Coding:
         model = self.model
@@ -75,7 +78,7 @@ class ModelSubject:
         stream = bitstream.unpack(data, codec.MAX_PIXELS)
         decoded = codec.decode(model, stream)
         end = time.time()
-        estimated = codec.estimate(model, picture, bitstream.dequantize_lmbda(stream.lmbda_code), len(stream.layers))
+        estimated = codec.estimate(model, picture, bitstream.dequantize_lmbda(stream.lmbda_code) or None, len(stream.layers))
         pixels = picture.shape[0] * picture.shape[1]
         more = {"bpp-strings": 8 * stream.payload / pixels, "bpp-estimated": sum(estimated.values()) / pixels}
         strings = dict(zip(estimated, (section for layer in stream.layers for section in layer.sections)))
@@ -142,13 +145,17 @@ def measure_picture(subject, picture, point) -> Tuple[Dict[str, Optional[float]]
     return {key: value if math.isfinite(value) else None for key, value in row.items()}, coding.data
 
 
-_subjects: Dict[tuple, Any] = {}
+_subjects: Dict[str, Any] = {}
 
 
-def _measure_task(spec, path, point):
-    if spec not in _subjects:
-        _subjects[spec] = make_subject(*spec)
-    return measure(_subjects[spec], path, point)
+def _measure_task(spec, identity, path, point):
+    """`measure` in a process that makes a subject once; identity: what the subject must still be."""
+    if identity not in _subjects:
+        subject = make_subject(*spec)
+        if subject.identity != identity:
+            raise GoConvError(f"{subject.name} changed while it was measured")
+        _subjects[identity] = subject
+    return measure(_subjects[identity], path, point)
 
 
 class Store:
@@ -199,14 +206,15 @@ def evaluate(specs, images, output, jobs=1, per_image=False, as_csv=False) -> Li
     subjects: List[Any] = [make_subject(*spec) for spec in specs]
     if len({subject.name for subject in subjects}) < len(subjects):
         raise UsageError("two of the models have the same name")
-    for path in paths:
-        codec.read_picture(path)  # all that cannot be used are found before hours of work
+    # All that cannot be used are found before hours of work.
+    each = sorted(hashlib.sha256(codec.read_picture(path).tobytes()).hexdigest() for path in paths)
+    pixels = hashlib.sha256("".join(each).encode()).hexdigest()[:16]
     hashes = {path: _file_hash(path) for path in paths}
     os.makedirs(output, exist_ok=True)
     store = Store(os.path.join(output, "measured.jsonl"))
 
     def key(subject, path, point):
-        return json.dumps([subject.identity, point, hashes[path]])
+        return json.dumps([MEASURED_BY, subject.identity, point, hashes[path]])
 
     tasks = [(spec, s, path, point) for spec, s in zip(specs, subjects) for point in s.points for path in paths]
     missing = [task for task in tasks if key(*task[1:]) not in store.rows]
@@ -218,23 +226,24 @@ def evaluate(specs, images, output, jobs=1, per_image=False, as_csv=False) -> Li
             bar.update()
 
         if jobs == 1:
-            for spec, subject, path, point in missing:
-                _subjects.setdefault(spec, subject)
-                done(subject, path, point, _measure_task(spec, path, point))
+            for _, subject, path, point in missing:
+                done(subject, path, point, measure(subject, path, point))
         elif missing:
             context = multiprocessing.get_context("spawn")
             with concurrent.futures.ProcessPoolExecutor(jobs, mp_context=context) as pool:
-                futures = {pool.submit(_measure_task, spec, path, point): (s, path, point) for spec, s, path, point in missing}
+                futures = {pool.submit(_measure_task, spec, s.identity, path, point): (s, path, point) for spec, s, path, point in missing}
                 try:
                     for future in concurrent.futures.as_completed(futures):
                         done(*futures[future], future.result())
+                except concurrent.futures.process.BrokenProcessPool:
+                    raise GoConvError("a process was killed, perhaps for memory: try fewer --jobs; what was measured is kept") from None
                 except BaseException:
                     pool.shutdown(cancel_futures=True)
                     raise
     written = []
     for subject in subjects:
         rows = [{path: store.rows[key(subject, path, point)] for path in paths} for point in subject.points]
-        written.append(_write(subject, rows, images, output, as_csv))
+        written.append(_write(subject, rows, images, pixels, output, as_csv))
         if per_image:
             _write_per_image(subject, rows, output)
     return written
@@ -255,7 +264,7 @@ def mean_row(point, by_path) -> Tuple[Dict[str, Any], Dict[str, str]]:
     return means, reasons
 
 
-def _write(subject, rows, images, output, as_csv):
+def _write(subject, rows, images, pixels, output, as_csv):
     pairs = [mean_row(point, by_path) for point, by_path in zip(subject.points, rows)]
     pairs.sort(key=lambda pair: pair[0]["bpp"])
     names = list(pairs[0][0])
@@ -267,6 +276,7 @@ def _write(subject, rows, images, output, as_csv):
             **subject.meta,
             "dataset": os.path.basename(os.path.normpath(images)),
             "pictures": len(rows[0]),
+            "pixels": pixels,
             "machine": f"{platform.machine()}, {os.cpu_count()} cores",
             "python": platform.python_version(),
             **({"null": reasons} if reasons else {}),
@@ -348,10 +358,15 @@ def bd_rate(anchor, test, metric="psnr-rgb") -> BDRate:
     """Bjontegaard delta rate (Akima interpolation, `bjontegaard` package) of two `read_results`; MS-SSIM counts in dB.
 
     Raises:
-      GoConvError: if either lacks the metric or has under three points, or their qualities do not overlap.
+      GoConvError: if they are of different pictures, if either lacks the metric or has under three points, or their qualities do not overlap.
     """
     import bjontegaard
 
+    metas = [data.get("meta", {}) for data in (anchor, test)]
+    for key in ("pixels", "pictures"):  # published curves and earlier versions' files do not have all of it
+        if None not in (found := [meta.get(key) for meta in metas]) and found[0] != found[1]:
+            sets = " and ".join(f"{meta.get('pictures')} of {meta.get('dataset')!r}" for meta in metas)
+            raise GoConvError(f"{anchor['name']} and {test['name']} are of different pictures: {sets}")
     curves = []
     for data in (anchor, test):
         points = sorted(data["results"].get(metric, ()))

@@ -6,7 +6,7 @@ import tensorflow as tf
 # in [0, 1] we multiply it by this, so that MSE counts in 8-bit units as in the other models.
 DISTORTION_SCALE = 255.0**2
 MSE_SHARE = 0.9
-MS_SSIM_SCALE = 2000.0
+MS_SSIM_SCALE = 1280.0
 
 _LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
 
@@ -55,8 +55,8 @@ def distortion(original, reconstruction, kind):
     """D of the loss, [batch], in squared 8-bit units; "mix" and "ms-ssim" need patches of at least 161 pixels a side.
 
     kind "mse": 255^2 * MSE. kind "mix": 255^2 * (0.9 * MSE + 0.1 * (1 - MS-SSIM of luma)), with MSE on
-    [0, 1] (Wang et al., arXiv 2009.13074). kind "ms-ssim": 2000 * (1 - MS-SSIM of RGB), a scale at which a
-    lambda gives about the rate it gives with "mse" (CompressAI's pairs of lambdas: 1220 to 2440).
+    [0, 1] (Wang et al., arXiv 2009.13074). kind "ms-ssim": 1280 * (1 - MS-SSIM of RGB), a scale at which a
+    lambda gives about the rate it gives with "mse" (ratios of CompressAI's pairs of lambdas: 1222 to 1333).
     """
     if kind == "mse":
         return mse(original, reconstruction)

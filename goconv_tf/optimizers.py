@@ -33,6 +33,14 @@ class Adam(tf.keras.optimizers.Adam):
         moments = self._momentums[index], self._velocities[index]
         _adam(variable, *moments, gradient, self.learning_rate, self.iterations + 1, self.beta_1, self.beta_2, self.epsilon)
 
+    def _update_model_variables_moving_average(self, var_list):
+        """As Keras has it, but early averages go back a tenth of the steps only: else short runs would export mostly what they began with."""
+        momentum = self.ema_momentum
+        step = tf.cast(self.iterations, tf.float32)
+        self.ema_momentum = tf.minimum(momentum, (1 + step) / (10 + step))
+        super()._update_model_variables_moving_average(var_list)
+        self.ema_momentum = momentum
+
 
 def _adam(variable, mean, square, gradient, rate, step, beta_1, beta_2, epsilon):
     """Adam's step number `step`, from 1."""

@@ -20,6 +20,8 @@ def _complete_octave(config):
     _make_tuples(config)
     if config.latents is None:
         object.__setattr__(config, "latents", config.filters)
+    if len(config.estimation_widths) != 2:
+        raise UsageError(f"estimation_widths must be 2 numbers, not {len(config.estimation_widths)}")
     for name in ("filters", "latents"):
         low = config.alpha * getattr(config, name)
         if low != int(low) or not 0 < low < getattr(config, name):
@@ -164,6 +166,9 @@ class ScalableRNNConfig:
             raise UsageError(f"iterations must be 1 to 32, not {self.iterations}")
         if len(self.lambdas) != self.iterations:
             raise UsageError(f"{len(self.lambdas)} lambdas for {self.iterations} iterations: one is needed for each")
+        for name, count in (("encoder_filters", 3), ("decoder_filters", 4)):
+            if len(getattr(self, name)) != count:
+                raise UsageError(f"{name} must be {count} numbers, not {len(getattr(self, name))}")
         if any(n % 4 for n in self.decoder_filters) or (self.hyperprior and self.filters % 4):
             raise UsageError("filters before a depth-to-space must be multiples of 4")
 

@@ -65,10 +65,16 @@ class Options:
     port: int = 8888
     tensorboard: bool = True
 
+    @property
+    def export_name(self) -> str:
+        """What the trained model is called."""
+        return self.name or os.path.basename(os.path.abspath(self.checkpoint_dir))
+
     def check(self):
         """UsageError for values that cannot work."""
         if not self.train_glob or not self.checkpoint_dir:
             raise UsageError("--train_glob and --checkpoint_dir are needed")
+        zoo.check_name(self.export_name)
         for name in ("lambdas", "val_lambdas", "lr_drops"):
             if any(not 0 < value < 1 for value in getattr(self, name)):
                 raise UsageError(f"--{name} takes numbers between 0 and 1, not {','.join(map(str, getattr(self, name)))}")
@@ -124,6 +130,7 @@ class Validator:
 
     def __init__(self, model, paths, lambdas):
         self.codec = MODELS[model.config.model](model.config).build_weights()
+        self.codec.build_exact()  # which files are made with; `build_tables` makes it anew
         self.distortion = model.distortion
         self.lambdas = lambdas if model.has_lambda else (0.0,)
         self.pictures = []
@@ -248,7 +255,7 @@ class Watch(tf.keras.callbacks.Callback):
         card = {"training": {**dataclasses.asdict(options), "steps": step}}
         for private in ("checkpoint_dir", "train_glob", "val_glob", "warm_start"):
             card["training"].pop(private)
-        name = options.name or os.path.basename(os.path.abspath(folder))
+        name = options.export_name
         with averaged_weights(self.model):
             if self.validator is None:
                 self.model.build_tables()

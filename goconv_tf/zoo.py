@@ -11,9 +11,10 @@ import functools
 import hashlib
 import json
 import os
+import re
 import threading
 import zlib
-from typing import Any, Dict, List, NamedTuple
+from typing import Any, Dict, List, NamedTuple, Optional
 
 from goconv_tf import cards, hub
 from goconv_tf.errors import CheckpointError, UsageError
@@ -61,6 +62,12 @@ def zoo_folders() -> List[str]:
     return [*extra, os.path.join(here, "pretrained"), os.path.join(os.path.dirname(here), "checkpoints")]
 
 
+def check_name(name):
+    """UsageError unless a model may have this name: files are named after models."""
+    if not (isinstance(name, str) and 0 < len(name) <= 128 and name.isprintable() and not name.startswith(".") and not set(name) & set("/\\")):
+        raise UsageError(f"{name!r} is no name for a model: 1 to 128 printable characters, without slashes, not beginning with a dot")
+
+
 def read_info(path: str) -> ModelInfo:
     """Reads a model folder's config.json; CheckpointError if it is not one."""
     config_path = os.path.join(path, CONFIG_FILE)
@@ -70,12 +77,19 @@ def read_info(path: str) -> ModelInfo:
         if data["format"] != FORMAT:
             raise CheckpointError(f"{config_path}: format {data['format']} is not supported by this version (it reads {FORMAT})")
         config = make_config(data["model"], data["config"])
-        return ModelInfo(
+        info = ModelInfo(
             data["name"], path, data["model"], config, data["fingerprint"], data.get("card", {}), data["sha256"], data.get("integers", "")
         )
+        check_name(info.name)
+        for value, digits in ((info.fingerprint, 8), (info.sha256, 64), (info.integers or 16 * "0", 16)):
+            if not re.fullmatch(f"[0-9a-f]{{{digits}}}", value):
+                raise ValueError(f"{value!r} is not {digits} hexadecimal digits")
+        if not isinstance(info.card, dict):
+            raise TypeError(f"card is {type(info.card).__name__}")
+        return info
     except FileNotFoundError:
         raise CheckpointError(f"{path} is not a model folder: it has no {CONFIG_FILE}") from None
-    except (OSError, ValueError, KeyError, TypeError, UsageError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, UsageError) as error:
         raise CheckpointError(f"{config_path} cannot be read: {type(error).__name__}: {error}") from error
 
 
@@ -134,7 +148,7 @@ def save_pretrained(model, path: str, name: str, card=None, dtype: str = "float3
     Args:
       model: a Codec with weights; its tables are built first if they are not there.
       path: folder to write, made if missing.
-      name: what streams call it.
+      name: what streams call it, 1 to 128 characters without slashes.
       card: facts for config.json; "license" (as Hugging Face names it), "notes" and "kodak" (results) also show in README.md.
       dtype: "float32" or "float16", of the weights in the file.
     """
@@ -143,6 +157,7 @@ def save_pretrained(model, path: str, name: str, card=None, dtype: str = "float3
 
     from goconv_tf.models import named_weights
 
+    check_name(name)
     if any(m.table is None for m in model.entropy_models().values()):
         model.build_tables()
     weights = named_weights(model)
@@ -201,7 +216,11 @@ def _replace(path, weights, config):
         if os.path.exists(weights_path) and os.path.exists(config_path):
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(previous)
-            os.link(weights_path, previous)
+            try:
+                os.link(weights_path, previous)
+            except OSError:  # a filesystem without hard links
+                with open(weights_path, "rb") as f:
+                    atomic_write(previous, f.read())
         os.replace(new_weights, weights_path)
         os.replace(new_config, config_path)
     with contextlib.suppress(FileNotFoundError):
@@ -284,15 +303,23 @@ _sharing = threading.Lock()
 
 @functools.lru_cache(maxsize=MAX_SHARED)
 def _shared(path, fingerprint):
-    return load_pretrained(path)
+    model = load_pretrained(path)
+    if model.info.fingerprint != fingerprint:
+        raise CheckpointError(f"{path}: its weights changed from {fingerprint} to {model.info.fingerprint} while they were read")
+    return model
 
 
 atexit.register(_shared.cache_clear)  # while TensorFlow is still whole
 
 
-def shared(name_or_path: str):
-    """`load_pretrained`, once a process: the last `MAX_SHARED` models are kept, and loaded again where their weights have changed."""
+def shared(name_or_path: str, fingerprint: Optional[str] = None):
+    """`load_pretrained`, once a process: the last `MAX_SHARED` models are kept, and loaded again where their weights have changed.
+
+    fingerprint: of the weights that it must be; CheckpointError if it has others by now.
+    """
     info = find_model(name_or_path)
+    if fingerprint not in (None, info.fingerprint):
+        raise CheckpointError(f"{info.path}: has weights {info.fingerprint} by now, not {fingerprint}")
     with _sharing:
         return _shared(info.path, info.fingerprint)
 

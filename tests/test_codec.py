@@ -3,6 +3,7 @@
 import binascii
 import concurrent.futures
 import io
+import json
 import math
 import os
 import pathlib
@@ -55,6 +56,18 @@ def deep_rgb_ppm(path):
     return str(path)
 
 
+def deep_jp2(path, image):
+    """A JPEG 2000 file whose header says 16 bits a sample, which Pillow cannot write."""
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG2000")
+    data = bytearray(buffer.getvalue())
+    start = data.index(b"\xff\x4f\xff\x51")
+    assert data[start + 42 : start + 51 : 3] == b"\x07\x07\x07"
+    data[start + 45] = 15
+    path.write_bytes(data)
+    return str(path)
+
+
 def test_turned_as_the_camera_says(tmp_path):
     image = Image.fromarray(draw(20, 30))
     exif = image.getexif()
@@ -81,6 +94,10 @@ def test_pictures_that_are_refused(tmp_path):
         (save(Image.fromarray(np.full((4, 4), 40000, np.uint16)), "deep.png"), "not supported"),
         (deep_rgb_png(tmp_path / "deep_rgb.png"), "not supported"),
         (deep_rgb_ppm(tmp_path / "deep_rgb.ppm"), "not supported"),
+        (deep_jp2(tmp_path / "deep.jp2", rgb), "not supported"),
+        (save(rgb, "deep.sgi", bpc=2), "not supported"),
+        (save(rgb, "pages.tif", save_all=True, append_images=[rgb]), "has 2 pictures"),
+        (save(palette, "moving.gif", save_all=True, append_images=[rgb.rotate(90).convert("P")]), "has 2 pictures"),
         (str(tmp_path / "text.png"), "cannot be read"),
         (str(tmp_path / "cut.png"), "cannot be read"),
         (str(tmp_path / "missing.png"), "no such file"),
@@ -91,6 +108,8 @@ def test_pictures_that_are_refused(tmp_path):
         assert "\n" not in str(error.value)
     with pytest.raises(ImageError, match="limit"):
         codec.read_picture(str(tmp_path / "whole.png"), max_pixels=599)
+    for name in ("shallow.jp2", "shallow.sgi"):
+        assert np.abs(codec.read_picture(save(rgb, name)).astype(int) - draw(20, 30)).max() < 30
 
 
 def test_lambda_is_carried_exactly(model):
@@ -283,6 +302,13 @@ def test_estimates_are_those_of_files_also_in_tiles(kind, request, monkeypatch):
     whole = codec.estimate(model, picture, lmbda)
     assert sum(whole.values()) == pytest.approx(8 * stream.payload, rel=0.1)
     assert list(codec.estimate(model, picture, lmbda, layers=1)) == list(model.config.layers[0])
+    if model.has_lambda:
+        middle = bitstream.unpack(codec.compress(model, picture).data, 10**6)
+        assert codec.estimate(model, picture) == codec.estimate(model, picture, bitstream.dequantize_lmbda(middle.lmbda_code))
+        for end in (model.config.lmbda_min, model.config.lmbda_max):
+            codec.estimate(model, draw(32, 32), bitstream.dequantize_lmbda(bitstream.quantize_lmbda(end)))
+    with pytest.raises(RateError):
+        codec.estimate(model, picture, 0.9)
     monkeypatch.setattr(codec, "WHOLE_BYTES", 0)
     monkeypatch.setattr(codec, "TILE_BYTES", 0)
     tiled = codec.estimate(model, picture, lmbda)
@@ -336,6 +362,27 @@ def test_a_broken_folder_does_not_hide_the_zoo(model, model_dir, tmp_path, monke
     shutil.copytree(model_dir, tmp_path / "run" / "export")
     shutil.rmtree(tmp_path / "good")
     assert zoo.find_model("tiny-test").path == str(tmp_path / "run" / "export") == zoo.find_model("run").path
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [{"name": "../victim"}, {"name": 5}, {"name": ""}, {"name": ".."}, {"name": "a\nb"}, {"fingerprint": "xyz"}, {"sha256": 7}, {"card": []}],
+)
+def test_configs_that_say_what_cannot_be(damage, model_dir, tmp_path, monkeypatch):
+    config = json.loads(pathlib.Path(model_dir, zoo.CONFIG_FILE).read_text())
+    (tmp_path / "m").mkdir()
+    (tmp_path / "m" / zoo.CONFIG_FILE).write_text(json.dumps({**config, **damage}))
+    with pytest.raises(CheckpointError, match="cannot be read") as error:
+        zoo.read_info(str(tmp_path / "m"))
+    assert "\n" not in str(error.value)
+    monkeypatch.setenv("GOCONV_TF_ZOO", str(tmp_path))
+    assert "variable-rate-small-mse" in [info.name for info in zoo.list_models()]
+
+
+def test_weights_that_are_not_those_asked_for(model, model_dir):
+    assert zoo.shared(model_dir, model.info.fingerprint).info.fingerprint == model.info.fingerprint
+    with pytest.raises(CheckpointError, match=f"has weights {model.info.fingerprint} by now, not 00000000"):
+        zoo.shared(model_dir, "00000000")
 
 
 def test_damaged_model_folders(model_dir, tmp_path):

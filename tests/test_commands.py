@@ -9,6 +9,7 @@ import subprocess
 import sys
 
 import numpy as np
+import pytest
 from conftest import ROOT, draw
 from PIL import Image
 
@@ -59,6 +60,11 @@ def test_folders_go_on_after_a_bad_file(command, tmp_path):
     assert "bad.png" in one_line(done) and "[2/3" in done.stdout
     assert sorted(os.listdir(streams)) == ["0.gcv", "1.gcv"]
     done = command("decompress", streams, "--output_dir", pictures)
+    # Originals that lie beside their streams stay.
+    shutil.copy(streams / "1.gcv", pictures)
+    before = (pictures / "1.png").read_bytes()
+    again = command("decompress", pictures, "--output_dir", pictures)
+    assert "is there already" in one_line(again) and (pictures / "1.png").read_bytes() == before
     assert done.returncode == 0 and Image.open(pictures / "1.png").size == (50, 41)
     assert bitstream.unpack((streams / "0.gcv").read_bytes(), 10**6).coder == "range-coder"
 
@@ -78,6 +84,7 @@ def test_wrong_use_is_one_line(command, command_here, photo, tmp_path):
         (("compress", photo, tmp_path / "no" / "x.gcv", "--model", "tiny-test"), "no such folder"),
         (("compress", photo, photo, photo, "--model", "tiny-test"), "--output_dir"),
         (("compress", photo, photo, "--model", "tiny-test"), "--output_dir"),
+        (("compress", photo, "two.avif", "--model", "tiny-test"), "--output_dir"),
         (("compress", photo, "/dev/null", "--model", "tiny-test"), "not a regular file"),
         (("compress", photo, tmp_path / "photo.link", "--model", "tiny-test"), "overwritten by its own output"),
         (("compress", photo, out, "--model", "tiny-test", "--max_megapixels", "0.01"), "limit"),
@@ -87,6 +94,8 @@ def test_wrong_use_is_one_line(command, command_here, photo, tmp_path):
     ):
         assert word in one_line(command_here(*args)), args
     one_line(command("compress", photo, out, "--model", "tiny-test", "--lmbda", "0.9"))
+    with pytest.raises(SystemExit):
+        command_here("evaluate", os.path.dirname(photo), "--points", "0", "--model", "tiny-test")
     assert sorted(os.listdir(tmp_path)) == ["big.gcv", "photo.link", "stranger.gcv"]
     assert pathlib.Path(photo).read_bytes() == before
 

@@ -242,20 +242,21 @@ def test_original_commands(crpe, crpe_dir, command_here, tmp_path):
     folder.mkdir()
     for k, size in enumerate(((170, 180), (165, 200))):
         Image.fromarray(draw(*size, k)).save(folder / f"{k}.png")
+    os.rename(folder / "1.png", folder / "1_rec.png")  # only what an earlier call wrote is left out
     done = run("--checkpoint_dir", crpe_dir, "encode", folder, tmp_path / "out")
     assert done.returncode == 0, done.stderr
-    assert sorted(os.listdir(tmp_path / "out")) == ["0.png.bitstream", "0_rec.png", "1.png.bitstream", "1_rec.png"]
+    assert sorted(os.listdir(tmp_path / "out")) == ["0.png.bitstream", "0_rec.png", "1_rec.png.bitstream", "1_rec_rec.png"]
     figures = [line.split(": ") for line in done.stdout.splitlines() if ": " in line]
     values = [{name: float(value) for name, value in figures[k * 11 : k * 11 + 11]} for k in range(3)]
     assert "Averages of 2 pictures" in done.stdout and len(figures) == 33
     for name in values[0]:
         assert values[2][name] == pytest.approx((values[0][name] + values[1][name]) / 2, abs=0.011)
-    decoded = np.asarray(Image.open(tmp_path / "out" / "1_rec.png"))
+    decoded = np.asarray(Image.open(tmp_path / "out" / "1_rec_rec.png"))
     assert values[1]["YUV444 PSNR (dB)"] == pytest.approx(metrics.quality(draw(165, 200, 1), decoded)["psnr-yuv"], abs=0.006)
-    assert values[1]["Actual bits per pixel"] == pytest.approx(8 * os.path.getsize(tmp_path / "out" / "1.png.bitstream") / (165 * 200), abs=1e-4)
+    assert values[1]["Actual bits per pixel"] == pytest.approx(8 * os.path.getsize(tmp_path / "out" / "1_rec.png.bitstream") / (165 * 200), abs=1e-4)
     assert values[1]["Estimated bpp_h"] + values[1]["Estimated bpp_l"] == pytest.approx(values[1]["Estimated bpp"], abs=2e-4)
-    done = run("--checkpoint_dir", crpe_dir, "decode", "out/1.png.bitstream")
+    done = run("--checkpoint_dir", crpe_dir, "decode", "out/1_rec.png.bitstream")
     assert done.returncode == 0, done.stderr
-    np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "out" / "1.png.bitstream.png")), decoded)
+    np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "out" / "1_rec.png.bitstream.png")), decoded)
     assert "no such file" in one_line(command_here("--checkpoint_dir", crpe_dir, "encode", "missing.png", module=script))
     assert "no PNG" in one_line(command_here("train", "--train_root_dir", "nothing", module=script))

@@ -87,6 +87,13 @@ def test_evaluate_resumes_after_any_interruption(model, model_dir, pictures, tmp
     text = (tmp_path / "csv" / os.path.basename(pictures) / "PSNR_sRGB_Y" / "tiny-test.txt").read_text()
     rows = np.loadtxt(text.splitlines(), delimiter=",", comments="#")
     np.testing.assert_allclose(rows, np.transpose([results["bpp"], results["psnr-y"]]), atol=1e-6)
+    # Weights that change under way are not measured in the others' name.
+    subject = evaluation.ModelSubject(model_dir)
+    subject.info = subject.info._replace(fingerprint="00000000")
+    with pytest.raises(GoConvError, match="by now, not 00000000"):
+        subject.code(draw(32, 32), {"lmbda": 0.02})
+    with pytest.raises(GoConvError, match="changed while it was measured"):
+        evaluation._measure_task(specs[0], "tiny-test 00000000 tfc", os.path.join(pictures, "0.png"), {"lmbda": 0.02})
     # Other weights under the same name are measured anew; a changed picture too.
     assert len(evaluation.Store(str(tmp_path / "measured.jsonl")).rows) == 6 + 2 * len(evaluation.CODECS["jpeg"][3])
 
@@ -139,6 +146,11 @@ def test_bd_rate():
         evaluation.bd_rate(anchor, better)
     with pytest.raises(GoConvError, match="needs three"):
         evaluation.bd_rate(anchor, curve("d", [(0.1, 25.0), (0.2, 24.0), (0.3, 26.0)]))
+    # Other pictures are no comparison.
+    kodak, tecnick = ({**anchor, "meta": {"dataset": name, "pictures": 24, "pixels": pixels}} for name, pixels in (("kodak", "a"), ("tecnick", "b")))
+    with pytest.raises(GoConvError, match="different pictures: 24 of 'kodak' and 24 of 'tecnick'"):
+        evaluation.bd_rate(kodak, tecnick)
+    assert evaluation.bd_rate(kodak, anchor).rate == pytest.approx(0, abs=1e-6)
     # A published figure: BPG 4:4:4 against JPEG on Kodak is some -57 % over 0.08 to 2.2 bpp.
     jpeg, bpg = (published.curve("kodak", name) for name in ("jpeg", "bpg444"))
     assert evaluation.bd_rate(jpeg, bpg).rate == pytest.approx(-58, abs=2)

@@ -51,6 +51,24 @@ def test_a_full_disk_while_coding(model, model_dir, photo, tmp_path, capsys, mon
     assert os.listdir(tmp_path) == ["a.gcv"]
 
 
+def test_a_full_disk_under_the_range_coder_package(model):
+    """It writes files of its own, and does not tell when it cannot."""
+    picture = draw(150, 203)
+    assert len(codec.compress(model, picture, lmbda=0.1, entropy_coder="range-coder").data) > 400
+    with full_disk(60), pytest.raises(OSError, match="is there space left"):
+        codec.compress(model, picture, lmbda=0.1, entropy_coder="range-coder")
+
+
+def test_a_filesystem_without_hard_links(model, tmp_path, monkeypatch):
+    def refused(*_):
+        raise PermissionError("no hard links here")
+
+    monkeypatch.setattr(os, "link", refused)
+    for name in ("first", "second"):
+        info = zoo.save_pretrained(model, str(tmp_path), name)
+        assert zoo.load_pretrained(str(tmp_path)).info == info and sorted(os.listdir(tmp_path)) == ["README.md", "config.json", "model.safetensors"]
+
+
 def test_a_full_disk_while_a_model_is_saved(model_dir, tmp_path):
     folder = str(tmp_path / "m")
     shutil.copytree(model_dir, folder)

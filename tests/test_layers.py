@@ -193,6 +193,33 @@ def test_mismatched_pair_says_so():
         GoConv2D(4, 3)([np.ones((1, 8, 8, 2), np.float32), np.ones((1, 4, 5, 2), np.float32)])
 
 
+def test_calls_that_a_layer_was_not_built_for_say_so():
+    layer, high = GoConv2D(4, 3), np.ones((1, 8, 8, 2), np.float32)
+    layer([high, high[:, ::2, ::2]])
+    with pytest.raises(ValueError, match="low-frequency height must be 4"):
+        layer([high, high])
+    with pytest.raises(ValueError, match="built for a pair"):
+        layer(high)
+    layer = GoConv2D(4, 3)
+    layer(high)
+    with pytest.raises(ValueError, match="built for one tensor"):
+        layer([high, high[:, ::2, ::2]])
+    with pytest.raises(TypeError, match="does not take activation, data_format"):
+        SignalConv2D(4, 3, activation=tf.nn.relu, data_format="channels_first")
+
+
+def test_double_precision():
+    x = np.random.default_rng(0).normal(size=(1, 8, 6, 3))
+    layer = GoConv2D(4, 3, activation="leaky_relu", dtype="float64")
+    high, low = layer(x)
+    same = GoConv2D(4, 3, activation="leaky_relu")
+    same(x.astype(np.float32))
+    same.set_weights(layer.get_weights())
+    assert high.dtype == low.dtype == tf.float64
+    for ours, single in zip((high, low), same(x.astype(np.float32))):
+        np.testing.assert_allclose(ours, single, atol=1e-6)
+
+
 @pytest.mark.parametrize("activation", ["gdn", tf.keras.layers.PReLU, lambda: tf.keras.layers.ReLU(6.0), lambda: tf.nn.relu, None])
 def test_config_round_trip(activation):
     layer = ModulatedGoConv2DTranspose(6, 5, 2, 0.25, activation, use_bias=False, kernel_parameter="variable", inter_kernel_size=5)

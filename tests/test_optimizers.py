@@ -147,3 +147,17 @@ for result in results[:2]:
     env = {**os.environ, "PYTHONPATH": os.path.dirname(os.path.dirname(os.path.abspath(__file__)))}
     done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
+
+
+def test_averages_of_short_runs_are_of_what_was_learned():
+    """Not of the first weights, which 0.999 a step would keep for thousands of steps; Keras' own averages in the long run."""
+    optimizer = Adam(0.1, use_ema=True, ema_momentum=0.75)
+    variable = tf.Variable([4.0])
+    optimizer.build([variable])
+    expected = 4.0
+    for step in range(40):
+        optimizer.apply_gradients([(2 * variable, variable)])
+        momentum = min(0.75, (1 + step) / (10 + step))
+        expected = momentum * expected + (1 - momentum) * float(variable[0])
+    optimizer.finalize_variable_values([variable])
+    assert float(variable[0]) == pytest.approx(expected, rel=1e-5)

@@ -317,6 +317,13 @@ def test_original_training_flags_reach_training(monkeypatch):
     assert (runs[1].patchsize, runs[1].batchsize, runs[1].model) == (128, 4, "scalable_rnn")
 
 
+@pytest.mark.parametrize("setting", ["encoder_filters=[64,208]", "decoder_filters=[64,64,64]"])
+def test_cells_that_do_not_fit_each_other(setting):
+    """Two encoder cells would train, and write files that nothing decodes."""
+    with pytest.raises(UsageError, match="filters must be"):
+        training.make_config(training.Options(model="scalable_rnn", preset="tiny", settings=(setting,)))
+
+
 def test_layers_of_other_models_do_not_decode(rnn, model):
     data = codec.compress(rnn, draw(40, 40)).data
     stream = bitstream.unpack(data, 10**6)

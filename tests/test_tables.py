@@ -36,5 +36,5 @@ def test_all_tables(model_dir, rnn_dir, crpe_dir, tmp_path):
     text = (tmp_path / "out" / "RESULTS.md").read_text()
     for words in ("### jpegai09", "reached, published", "z2_high", "BD-rate", "fingerprint", "python", "Titan Xp", "psnr-rgb published"):
         assert words in text, words
-    rows = json.loads((tmp_path / "out" / "scalable_rnn.json").read_text())["models"]["tiny-rnn"]["rows"]
+    rows = json.loads((tmp_path / "out" / "tables" / "scalable_rnn.json").read_text())["models"]["tiny-rnn"]["rows"]
     assert [row["layers"] for row in rows] == [1, 2, 3]

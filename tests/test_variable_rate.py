@@ -11,7 +11,7 @@ from goconv_tf import losses, presets, zoo
 from goconv_tf.entropy import CODERS, Decoder, Encoder, RoundingWalker
 from goconv_tf.errors import BitstreamError, ModelMismatchError, UsageError
 from goconv_tf.models import VariableRate, named_weights
-from goconv_tf.models.principal import principal_start
+from goconv_tf.models.principal import principal_start, share
 
 
 def test_estimate_and_file_agree(model):
@@ -148,6 +148,12 @@ def test_loss_arithmetic():
     mixed, metrics = model.loss_fn(x, lmbda, tf.constant([5, 6]), tf.constant(0))
     rest = (float(mixed) - float(metrics["bpp"])) / 0.02 - 0.9 * float(metrics["mse"])
     assert 0 < rest < 0.1 * 255**2 * 2  # 255^2 * 0.1 * (1 - MS-SSIM), MS-SSIM in [-1, 1]
+
+
+@pytest.mark.parametrize(("count", "high", "low", "expected"), [(192, 96, 96, 96), (192, 192, 192, 96), (192, 224, 224, 96), (64, 32, 32, 32)])
+def test_wide_layers_share_components(count, high, low, expected):
+    """There are 192 at most at the third stride, fewer than a wide model's channels: both frequencies get some."""
+    assert share(count, high, low) == expected
 
 
 def test_start_from_principal_components():

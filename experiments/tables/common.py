@@ -6,6 +6,7 @@ import platform
 import sys
 
 from goconv_tf import commands
+from goconv_tf.files import atomic_write
 
 commands.quiet_tensorflow()
 
@@ -27,6 +28,12 @@ def markdown(titles, rows):
     """A table; cells that are None stay empty."""
     lines = ["| " + " | ".join(titles) + " |", "|" + "---|" * len(titles)]
     return "\n".join(lines + ["| " + " | ".join("" if cell is None else str(cell) for cell in row) + " |" for row in rows]) + "\n"
+
+
+def write_json(output, name, data):
+    """A table's numbers, in a folder of their own: RESULTS/*.json are curves."""
+    os.makedirs(os.path.join(output, "tables"), exist_ok=True)
+    atomic_write(os.path.join(output, "tables", f"{name}.json"), (json.dumps(data, indent=1) + "\n").encode())
 
 
 def provenance(models=None):

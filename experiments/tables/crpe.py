@@ -2,16 +2,15 @@
 
     python experiments/tables/crpe.py KODAK --models crpe-small-mse-0.003 crpe-small-mse-0.01 crpe-small-mse-0.03 [--tecnick TECNICK]
 
-Models whose settings differ in lambda only make one curve. Writes crpe.md, crpe.json and crpe-kodak.png (crpe-tecnick.png) to --output.
+Models whose settings differ in lambda only make one curve. Writes crpe.md, tables/crpe.json and crpe-kodak.png (crpe-tecnick.png) to --output.
 Ours are whole files, really coded and decoded; the other codecs' curves are published ones.
 """
 
 import argparse
 import dataclasses
-import json
 import os
 
-from common import markdown, measure, provenance, run
+from common import markdown, measure, provenance, run, write_json
 
 from goconv_tf import evaluation, plots, published, zoo
 from goconv_tf.errors import GoConvError, UsageError
@@ -106,7 +105,7 @@ def main():
         plots.rate_distortion(plot, [*curves.values(), *(published.curve(dataset, name) for name in REFERENCES[dataset])])
         data[dataset] = {c["name"]: c["results"] for c in curves.values()}
     atomic_write(os.path.join(args.output, "crpe.md"), "\n".join(text).encode())
-    atomic_write(os.path.join(args.output, "crpe.json"), (json.dumps(data, indent=1) + "\n").encode())
+    write_json(args.output, "crpe", data)
     print(os.path.join(args.output, "crpe.md"))
 
 

@@ -2,16 +2,15 @@
 
     python experiments/tables/scalable_rnn.py KODAK --model scalable-rnn-small-mse [--model ...] --output results/
 
-Writes scalable_rnn.json, scalable_rnn.md and scalable_rnn.png. Ours are whole files, really coded with that many
+Writes tables/scalable_rnn.json, scalable_rnn.md and scalable_rnn.png. Ours are whole files, really coded with that many
 layers and decoded again; means over the pictures. The published figures are means over the 24 Kodak images,
 at bpp of the original's substreams and containers, by Su et al.
 """
 
 import argparse
-import json
 import os
 
-from common import markdown, measure, provenance, run
+from common import markdown, measure, provenance, run, write_json
 
 from goconv_tf import plots, published, zoo
 from goconv_tf.errors import UsageError
@@ -63,14 +62,14 @@ def main():
         curves.append({"name": name, "style": "o-", "results": points})
     base = os.path.join(args.output, "scalable_rnn")
     contents = {"published": {"with hyperprior": paper_rows(True), "without hyperprior": paper_rows(False)}, "models": data}
-    atomic_write(base + ".json", (json.dumps(contents, indent=1) + "\n").encode())
+    write_json(args.output, "scalable_rnn", contents)
     count = next(iter(models.values()))["meta"]["pictures"]
     head = f"# Scalable RNN: {count} pictures, whole files coded and decoded\n"
     source = f"Published figures: {published.curve('kodak', 'scalable-rnn-with-hyperprior')['source']}.\n"
     atomic_write(base + ".md", "\n".join([head, source, provenance(models), *text]).encode())
     references = ("scalable-rnn-with-hyperprior", "scalable-rnn-without-hyperprior", "toderici-2017-cvpr", "jpeg", "jpeg2000")
     plots.rate_distortion(base + ".png", curves + [published.curve("kodak", name) for name in references], max_bpp=1.0)
-    print(f"{base}.md, .json, .png")
+    print(f"{base}.md, .png")
 
 
 if __name__ == "__main__":

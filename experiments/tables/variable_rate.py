@@ -8,11 +8,10 @@ named like jpegai09.png. Seconds are of one coding at the lambda found. Fig. 3 i
 """
 
 import argparse
-import json
 import os
 import time
 
-from common import markdown, measure, provenance, run
+from common import markdown, measure, provenance, run, write_json
 
 from goconv_tf import codec, commands, metrics, plots, published, zoo
 from goconv_tf.errors import RateError, UsageError
@@ -106,7 +105,7 @@ def main():
     timing = f"### Seconds\n\nPublished: {paper['timing_seconds']['source']}.\n\n" + time_table(rows, sizes, paper["timing_seconds"])
     base = os.path.join(args.output, "variable_rate")
     atomic_write(base + ".md", "\n".join([head, provenance(found), *text, timing]).encode())
-    atomic_write(base + ".json", (json.dumps({"targets": list(args.targets), "pictures": rows}, indent=1) + "\n").encode())
+    write_json(args.output, "variable_rate", {"targets": list(args.targets), "pictures": rows})
     curves = []
     for name, data in found.items():
         results = data["results"]
@@ -117,7 +116,7 @@ def main():
     references = ("jpeg", "jpeg2000", "bpg444", "bmshj2018-hyperprior-mse", "mbt2018-mean-mse", "vtm")
     kodak = [published.curve("kodak", name) for name in references] if "kodak" in os.path.basename(os.path.normpath(args.images)).lower() else []
     plots.rate_distortion(base + ".png", [*curves, *kodak], title="one model, all rates")
-    print(f"{base}.md, .json, .png")
+    print(f"{base}.md, .png")
 
 
 if __name__ == "__main__":

@@ -114,6 +114,13 @@ class RangeCoderCoder(_Coder):
     name = "range-coder"
     _block = 1024
 
+    def encode(self, symbols, indexes, table):
+        string = super().encode(symbols, indexes, table)
+        # The package does not tell when its file could not be written.
+        if (self.decode(string, indexes, table, strict=False) != symbols).any():
+            raise OSError(f"{tempfile.gettempdir()}: what is coded there does not decode again; is there space left?")
+        return string
+
     @classmethod
     def _split(cls, cdf):
         """Cumulative frequencies of the blocks, and of the symbols within each block."""

@@ -24,7 +24,8 @@ class FactorizedPrior(tf.keras.layers.Layer):
 
     Args:
       channels: number of channels of the latent [batch, h, w, channels].
-      filters: widths of the hidden layers of the network that is the cumulative density.
+      filters: widths of the hidden layers of the network that is the cumulative density; here two, as in tfc 2, where
+        tfc 1's (and so the originals') have three.
     """
 
     def __init__(self, channels, filters=(3, 3), **kwargs):

@@ -111,11 +111,15 @@ class SignalConv2D(_OwnVariables, tfc.SignalConv2D):
       use_bias: add a bias per channel.
       kernel_parameter: "rdft" or "variable" (plain).
 
+      name, dtype, trainable: as of any Keras layer. tfc's other arguments are refused: TypeError.
+
     Input [batch, h, w, c]; output [batch, ceil(h/s), ceil(w/s), filters], or
     [batch, h*s, w*s, filters] when `transpose`.
     """
 
     def __init__(self, filters, kernel_size, strides=1, transpose=False, use_bias=True, kernel_parameter="rdft", **kwargs):
+        if unknown := sorted(kwargs.keys() - {"name", "dtype", "trainable", "dynamic", "autocast"}):
+            raise TypeError(f"SignalConv2D does not take {', '.join(unknown)}")
         super().__init__(
             filters,
             (kernel_size, kernel_size),

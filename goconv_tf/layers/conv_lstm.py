@@ -15,7 +15,7 @@ class ConvLSTM2DCell(tf.keras.layers.Layer):
 
     (in the kernels, the gates' order is i, f, o, g). As in Toderici et al. (arXiv 1608.05148), Eq. for
     the LSTM, and Su et al. (ICIP 2020): no peepholes, no forget bias, zero padding "same".
-    Differs from Keras' ConvLSTM2D, which strides over neither and squashes gates by a hard sigmoid.
+    Differs from Keras' ConvLSTM2D, which squashes gates by a hard sigmoid.
 
     Args:
       filters: channels of the output and of both states.

@@ -93,8 +93,8 @@ def _is_pair(inputs) -> bool:
     return isinstance(inputs, (tuple, list)) and not isinstance(inputs, tf.TensorShape) and len(inputs) == 2
 
 
-def _add(a, b):
-    return exact.keep(a + b) if exact.is_exact(a) else a + b
+def _add(a, b, exactly):
+    return exact.keep(a + b) if exactly else a + b
 
 
 class _GoConv(tf.keras.layers.Layer):
@@ -151,10 +151,7 @@ class _GoConv(tf.keras.layers.Layer):
         if shape_high.rank != 4 or shape_high[-1] is None:
             raise ValueError(f"{self.name} needs inputs [batch, height, width, channels] with known channels, not {shape_high}")
         if pair:
-            shape_low = tf.TensorShape(input_shape[1])
-            for high, low, side in zip(shape_high[1:3], shape_low[1:3], ("height", "width")):
-                if None not in (high, low) and low != _half(high):
-                    raise ValueError(f"{self.name}: low-frequency {side} must be {_half(high)} for a high-frequency {side} of {high}, not {low}")
+            self._check_sizes(shape_high, tf.TensorShape(input_shape[1]))
         k, inter = self.kernel_size, self.inter_kernel_size
         self.high, self.high_activation = self._make_path("high", self.filters_high, k, self.strides, self._transpose)
         self.low = self.up = self.down = None
@@ -167,36 +164,46 @@ class _GoConv(tf.keras.layers.Layer):
             self.down, self.down_activation = self._make_path("down", self.filters_low, inter, 2, False)
         super().build(input_shape)
 
-    def _path(self, name, x, factors):
+    def _check_sizes(self, shape_high, shape_low):
+        """ValueError if a pair's sizes are known and do not belong together."""
+        for high, low, side in zip(shape_high[1:3], shape_low[1:3], ("height", "width")):
+            if None not in (high, low) and low != _half(high):
+                raise ValueError(f"{self.name}: low-frequency {side} must be {_half(high)} for a high-frequency {side} of {high}, not {low}")
+
+    def _path(self, name, x, factors, exactly):
         conv, activation = getattr(self, name), getattr(self, f"{name}_activation")
-        if exact.is_exact(x):
+        if exactly:
             if isinstance(activation, tf.keras.layers.LeakyReLU):
                 return conv.exact(x, leaky=True)
             x = conv.exact(x)
-        else:
-            x = conv(x) if factors is None else conv(x, factors(name))
-        return x if activation is None else exact.apply(activation, x)
+            return x if activation is None else activation.exact(x)
+        x = conv(x) if factors is None else conv(x, factors(name))
+        return x if activation is None else activation(x)
 
-    def _octave(self, inputs, factors=None):
-        """factors: path -> what its convolution is multiplied by, if anything."""
+    def _octave(self, inputs, factors=None, exactly=False):
+        """factors: path -> what its convolution is multiplied by, if anything. exactly: compute on the grid."""
+        path = functools.partial(self._path, factors=factors, exactly=exactly)
+        if _is_pair(inputs) != (self.low is not None):
+            raise ValueError(f"{self.name} was built for {'one tensor' if self.low is None else 'a pair of them'} and can take nothing else")
         if not _is_pair(inputs):
-            y_high = self._path("high", inputs, factors)
-            return OctaveTensor(y_high, self._path("down", y_high, factors)) if self.filters_low else y_high
+            y_high = path("high", inputs)
+            return OctaveTensor(y_high, path("down", y_high)) if self.filters_low else y_high
         x_high, x_low = inputs
-        y_hh = self._path("high", x_high, factors)
+        self._check_sizes(x_high.shape, x_low.shape)
+        y_hh = path("high", x_high)
         # Odd sizes: the low frequency always has half the samples of the high one, rounded up.
-        y_ll = crop_like(self._path("low", x_low, factors), y_hh, halved=True)
-        y_high = _add(y_hh, crop_like(self._path("up", y_ll, factors), y_hh))
+        y_ll = crop_like(path("low", x_low), y_hh, halved=True)
+        y_high = _add(y_hh, crop_like(path("up", y_ll), y_hh), exactly)
         if not self.filters_low:
             return y_high
-        return OctaveTensor(y_high, _add(y_ll, self._path("down", y_hh, factors)))
+        return OctaveTensor(y_high, _add(y_ll, path("down", y_hh), exactly))
 
     def call(self, inputs):
         return self._octave(inputs)
 
     def exact(self, inputs):
         """The same on the grid (see `goconv_tf.layers.exact`), without modulation; activations may be leaky_relu, gdn, igdn or None."""
-        return self._octave(inputs)
+        return self._octave(inputs, exactly=True)
 
     def compute_output_shape(self, input_shape):
         shape = tf.TensorShape(input_shape[0] if _is_pair(input_shape) else input_shape).as_list()
@@ -247,7 +254,7 @@ _ARGUMENTS = """
     heights and widths work: the low frequency has ceil(h/2) samples throughout.
 
     Raises:
-      ValueError: for arguments or input shapes outside the above."""
+      ValueError: for arguments or input shapes outside the above, as far as these are known when a graph is traced."""
 
 
 @tf.keras.saving.register_keras_serializable("goconv_tf")

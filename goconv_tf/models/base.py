@@ -227,9 +227,11 @@ class Codec(tf.keras.Model):
         return found
 
     def build_tables(self):
-        """Makes the coding tables from the present weights; needed once after training."""
+        """Makes the coding tables from the present weights, and the integers anew where there are any; needed once after training."""
         for model in self.entropy_models().values():
             model.build_table()
+        if self.has_exact:
+            self.build_exact()
 
     def exact_layers(self):
         """{path: layer} of all that is computed with integers when coding."""

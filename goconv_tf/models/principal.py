@@ -92,6 +92,11 @@ def _fit(net, target, lowest, highest):
     fit_factors(net, target, lowest, highest, range(net.channels))
 
 
+def share(count, high, low):
+    """How many of `count` components the high frequency takes, which has `high` channels beside `low`: wide layers have more than there are."""
+    return min(high, -(-count * high // (high + low)))
+
+
 def principal_start(model, pictures):
     """Gives a new VariableRate transforms made of principal components.
 
@@ -116,8 +121,9 @@ def principal_start(model, pictures):
     maps, first = components((pixels - mean) * INSIDE, high)
     maps, second = components(maps, high)
     maps, third = components(maps, high + low)
-    _, fourth = components(maps[..., :high], model.y_high_channels)
-    rest, third_low = components(maps[..., high:], low)
+    cut = share(third.shape[-1], high, low)
+    _, fourth = components(maps[..., :cut], model.y_high_channels)
+    rest, third_low = components(maps[..., cut:], low)
     _, fourth_low = components(rest, model.y_low_channels)
 
     _put(g_a[0].high, first * INSIDE)
@@ -128,7 +134,7 @@ def principal_start(model, pictures):
     g_s[3].high.bias_parameter.assign(mean)
     for analysis, synthesis, path, vectors in (
         (g_a[1], g_s[2], "high", second),
-        (g_a[2], g_s[1], "high", third[..., :high]),
+        (g_a[2], g_s[1], "high", third[..., :cut]),
         (g_a[3], g_s[0], "high", fourth),
         (g_a[2], g_s[1], "low", third_low),
         (g_a[3], g_s[0], "low", fourth_low),
@@ -136,8 +142,8 @@ def principal_start(model, pictures):
         _put(getattr(analysis, path), vectors)
         _put(getattr(synthesis, path), vectors, transposed=True)
     # The third stride's other components leave the second layer's high frequency for its low one, and come back there.
-    _put(g_a[1].down, third[..., high:])
-    _put(g_s[1].up, third[..., high:], transposed=True)
+    _put(g_a[1].down, third[..., cut:])
+    _put(g_s[1].up, third[..., cut:], transposed=True)
 
     for path in ("high", "low"):
         _fit(getattr(g_a[3], f"{path}_scaling"), gain, config.lmbda_min, config.lmbda_max)
@@ -152,12 +158,13 @@ def entropy_start(model, pictures):
     at the middle lambda: 16 blocks to a position of z_H, whose channels are so used up. Scales are that, times the widths;
     z_L and y_L alike. Means start at about zero. Random networks take thousands of steps to find this.
 
-    Args: as `principal_start`'s; with N under 32 z has too few channels, and nothing is changed.
+    Args: as `principal_start`'s; with N under 32 z has too few channels, with a hyper_width under N / 16 they have nowhere
+      to go, and nothing is changed.
     """
     config = model.config
     h_a, h_s = model.h_a, model.h_s
     groups_high, groups_low = (count // 16 for count in (h_a[2].filters_high, h_a[2].filters_low))
-    if not groups_high or not groups_low:
+    if not 0 < groups_high <= h_s[0].filters_high or not 0 < groups_low <= h_s[0].filters_low:
         return
     y = model.transform(pictures, tf.constant([math.sqrt(config.lmbda_min * config.lmbda_max)]))
     wide_high, wide_low = (np.maximum(np.sqrt(np.mean(np.square(part), axis=(0, 1, 2))), LEAST_WIDTH) for part in y)

@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from goconv_tf.layers import OctaveTensor, exact
 from goconv_tf.models.octave import chain, set_kernel
-from goconv_tf.models.principal import FAINT, INSIDE, LEAST_WIDTH, UNUSED, blocks, components, fit_factors, fit_prior, gain
+from goconv_tf.models.principal import FAINT, INSIDE, LEAST_WIDTH, UNUSED, blocks, components, fit_factors, fit_prior, gain, share
 
 _BATCH = 8  # pictures at once
 _RIDGE = 1e-3  # of regressions, as a share of the mean square
@@ -176,8 +176,9 @@ def _add_components(model, narrow, pictures):
     order = np.linalg.eigh(rest.T @ square @ rest)[1][:, ::-1]
     third, third_back = third @ (rest @ order), third @ order
     maps = found @ rest @ order
-    _, fourth = components(maps[..., :high], len(y_high))
-    coarse, third_low = components(maps[..., high:], len(new_low))
+    cut = share(third.shape[-1], high, len(new_low))
+    _, fourth = components(maps[..., :cut], len(y_high))
+    coarse, third_low = components(maps[..., cut:], len(new_low))
     _, fourth_low = components(coarse, len(y_low))
 
     def first_of(channels, count):
@@ -185,7 +186,7 @@ def _add_components(model, narrow, pictures):
 
     one = first_of(new_high, first.shape[-1])
     two = first_of(new_high, second.shape[-1])
-    three = first_of(new_high, min(third.shape[-1], high))
+    three = first_of(new_high, cut)
     down = first_of(new_low, third.shape[-1] - len(three))
     three_low, four = first_of(new_low, third_low.shape[-1]), first_of(y_high, fourth.shape[-1])
     four_low = first_of(y_low, fourth_low.shape[-1])
