@@ -321,7 +321,7 @@ def test_original_training_flags_reach_training(monkeypatch):
 def test_cells_that_do_not_fit_each_other(setting):
     """Two encoder cells would train, and write files that nothing decodes."""
     with pytest.raises(UsageError, match="filters must be"):
-        training.make_config(training.Options(model="scalable_rnn", preset="tiny", settings=(setting,)))
+        training.make_config(training.Options("scalable_rnn", "tiny", ("x",), "y", settings=(setting,)))
 
 
 def test_layers_of_other_models_do_not_decode(rnn, model):
