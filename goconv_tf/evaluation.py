@@ -355,7 +355,9 @@ class BDRate(NamedTuple):
 
 
 def bd_rate(anchor, test, metric="psnr-rgb") -> BDRate:
-    """Bjontegaard delta rate (Akima interpolation, `bjontegaard` package) of two `read_results`; MS-SSIM counts in dB.
+    """Bjontegaard delta rate (PCHIP interpolation, `bjontegaard` package) of two `read_results`; MS-SSIM counts in dB.
+
+    PCHIP is monotone: Akima's curves swing out where points are as uneven as those of scalable models can be.
 
     Raises:
       GoConvError: if they are of different pictures, if either lacks the metric or has under three points, or their qualities do not overlap.
@@ -385,7 +387,7 @@ def bd_rate(anchor, test, metric="psnr-rgb") -> BDRate:
             f"the curves do not overlap: {anchor['name']} has {metric} {quality_a[0]:.2f} to {quality_a[-1]:.2f}, "
             f"{test['name']} {quality_b[0]:.2f} to {quality_b[-1]:.2f} dB"
         )
-    value = bjontegaard.bd_rate(rate_a, quality_a, rate_b, quality_b, method="akima", require_matching_points=False, min_overlap=0)
+    value = bjontegaard.bd_rate(rate_a, quality_a, rate_b, quality_b, method="pchip", require_matching_points=False, min_overlap=0)
     return BDRate(float(value), (float(low), float(high)), float((high - low) / union))
 
 

@@ -146,6 +146,20 @@ def test_bd_rate():
         evaluation.bd_rate(anchor, better)
     with pytest.raises(GoConvError, match="needs three"):
         evaluation.bd_rate(anchor, curve("d", [(0.1, 25.0), (0.2, 24.0), (0.3, 26.0)]))
+    # Uneven points do not make the interpolation swing out: a scalable model's four, all of which need fewer bits than JPEG (MS-SSIM, dB).
+    jpeg = [
+        (0.141, 7.15),
+        (0.256, 9.76),
+        (0.359, 11.4),
+        (0.449, 12.65),
+        (0.61, 14.34),
+        (0.743, 15.48),
+        (0.869, 16.36),
+        (1.005, 17.13),
+        (1.213, 18.16),
+    ]
+    uneven = [(0.302, 12.34), (0.396, 12.98), (0.448, 13.13), (0.752, 16.59)]
+    assert -20 < evaluation.bd_rate(curve("jpeg", jpeg), curve("uneven", uneven)).rate < -5
     # Other pictures are no comparison.
     kodak, tecnick = ({**anchor, "meta": {"dataset": name, "pictures": 24, "pixels": pixels}} for name, pixels in (("kodak", "a"), ("tecnick", "b")))
     with pytest.raises(GoConvError, match="different pictures: 24 of 'kodak' and 24 of 'tecnick'"):
