@@ -6,6 +6,7 @@ import os
 import pathlib
 import subprocess
 import sys
+import types
 import warnings
 
 import numpy as np
@@ -197,7 +198,7 @@ def test_damage_is_an_oserror_at_load(data, layered, monkeypatch):
 
 def test_models_are_loaded_once_and_not_for_ever(data, model_dir, tmp_path, monkeypatch):
     loads = []
-    monkeypatch.setattr(zoo, "load_pretrained", lambda path: loads.append(path) or object())
+    monkeypatch.setattr(zoo, "load_pretrained", lambda path: loads.append(path) or types.SimpleNamespace(info=zoo.read_info(path)))
     zoo._shared.cache_clear()
     assert zoo.shared("tiny-test") is zoo.shared(model_dir) and loads == [model_dir]
     config = pathlib.Path(model_dir, zoo.CONFIG_FILE).read_text()
