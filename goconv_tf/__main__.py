@@ -1,7 +1,5 @@
 """Command line: python -m goconv_tf COMMAND; --help lists the commands."""
 
-import sys
-
 from absl import app
 from absl.flags import argparse_flags
 
@@ -201,8 +199,6 @@ def make_parser():
 def run(args):
     """Runs a parsed command; our errors become one line and status 1."""
     commands.quiet_tensorflow()
-    if hasattr(sys.stdout, "reconfigure"):
-        sys.stdout.reconfigure(errors="backslashreplace")  # names of files need not be in the terminal's encoding
     return commands.status_of(args.run, args)
 
 

@@ -31,9 +31,10 @@ def _is_deep(image):
     if image.format in ("SGI", "JPEG2000") and getattr(image, "fp", None):  # these say it in their first bytes only
         image.fp.seek(0)
         head = image.fp.read(2**16)
-        size = head.find(b"\xff\x4f\xff\x51")  # a codestream's start, with its SIZ marker: 36 bytes, then a depth for each component
-        if head[3] > 1 if image.format == "SGI" else size >= 0 and any(depth & 0x7F > 7 for depth in head[size + 42 :: 3][: len(image.getbands())]):
-            return True
+        if image.format == "SGI":
+            return head[3] > 1
+        start = head.find(b"\xff\x4f\xff\x51")  # of the codestream; 42 bytes on is the depth of each component, less one
+        return start >= 0 and any(depth & 0x7F > 7 for depth in head[start + 42 :: 3][: len(image.getbands())])
     return max(depths if isinstance(depths, tuple) else (depths,)) > 8 or any(";16" in a for a in arguments) or max(maximum, default=0) > 255
 
 
@@ -251,7 +252,7 @@ def compress(model, picture, lmbda=None, target_bpp=None, entropy_coder="tfc", r
     if not model.has_lambda:
         return code(None)
     if target_bpp is None:
-        return code(middle_lambda(model) if lmbda is None else lmbda)
+        return code(model.config.lmbda_middle if lmbda is None else lmbda)
     return search_rate(code, target_bpp, model.config.lmbda_min, model.config.lmbda_max)
 
 
@@ -269,7 +270,7 @@ def estimate(model, picture, lmbda=None, layers=None):
 
     value = 0.0
     if model.has_lambda:
-        coded = bitstream.quantize_lmbda(middle_lambda(model) if lmbda is None else lmbda)
+        coded = bitstream.quantize_lmbda(model.config.lmbda_middle if lmbda is None else lmbda)
         value = bitstream.dequantize_lmbda(coded)
         inside = min(max(value, model.config.lmbda_min), model.config.lmbda_max)
         if bitstream.quantize_lmbda(inside) == coded:
@@ -279,11 +280,6 @@ def estimate(model, picture, lmbda=None, layers=None):
     with tiles.tiled(choose_tile(model, padded.shape[:2], exact=model.has_exact)):
         rates = model.estimate(padded[None], tf.constant([value])).rates
     return {name: float(rates[name][0]) for names in model.config.layers[:layers] for name in names}
-
-
-def middle_lambda(model) -> float:
-    """The lambda that is taken where none is given: the middle of the logarithm of the range."""
-    return math.sqrt(model.config.lmbda_min * model.config.lmbda_max)
 
 
 def check_exact(model, exact):

@@ -23,6 +23,8 @@ def quiet_tensorflow():
 
 def status_of(action, *args, prefix="error"):
     """The exit status of action(*args), None counting as 0; our errors become one line on stderr and 1."""
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="backslashreplace")  # names of files need not be in the terminal's encoding
     try:
         return action(*args) or 0
     except (GoConvError, OSError) as error:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 from typing import Any, Dict, Optional, Sequence, Tuple
 
 from goconv_tf.errors import UsageError
@@ -65,6 +66,11 @@ class VariableRateConfig:
     def rates(self) -> str:
         """What can be chosen when coding, in words."""
         return f"lambda {self.lmbda_min:g} to {self.lmbda_max:g}"
+
+    @property
+    def lmbda_middle(self) -> float:
+        """The middle of the logarithm of the range, which is taken where no lambda is given."""
+        return math.sqrt(self.lmbda_min * self.lmbda_max)
 
     @property
     def training_lambdas(self) -> Tuple[float, ...]:

@@ -2,7 +2,6 @@
 
 import functools
 import itertools
-import math
 from typing import Any, Dict, NamedTuple, Tuple
 
 import tensorflow as tf
@@ -167,7 +166,7 @@ class Codec(tf.keras.Model):
         bpp, metrics = self.rates(walker, x)
         loss = bpp + lmbda * losses.distortion(original, reconstruction, self.distortion)
         if self.balance:
-            loss *= tf.pow(lmbda / math.sqrt(self.config.lmbda_min * self.config.lmbda_max), -self.balance)
+            loss *= tf.pow(lmbda / self.config.lmbda_middle, -self.balance)
         metrics["mse"] = tf.reduce_mean(losses.mse(original, reconstruction))
         auxiliary, more = self.auxiliary_loss(walker.values, step)
         return tf.reduce_mean(loss) + auxiliary, {**metrics, **more}

@@ -166,7 +166,7 @@ def entropy_start(model, pictures):
     groups_high, groups_low = (count // 16 for count in (h_a[2].filters_high, h_a[2].filters_low))
     if not 0 < groups_high <= h_s[0].filters_high or not 0 < groups_low <= h_s[0].filters_low:
         return
-    y = model.transform(pictures, tf.constant([math.sqrt(config.lmbda_min * config.lmbda_max)]))
+    y = model.transform(pictures, tf.constant([config.lmbda_middle]))
     wide_high, wide_low = (np.maximum(np.sqrt(np.mean(np.square(part), axis=(0, 1, 2))), LEAST_WIDTH) for part in y)
     for layer in (*h_a, *h_s):
         for conv in (layer.up, layer.down):
