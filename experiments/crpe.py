@@ -19,7 +19,7 @@ from absl import app
 from absl.flags import argparse_flags
 
 from goconv_tf import commands
-from goconv_tf.errors import GoConvError
+from goconv_tf.errors import GoConvError, UsageError
 
 argparse = argparse_flags.argparse
 
@@ -69,6 +69,7 @@ def train(args):
             lr=args.lr,
             lr_drops=(0.5, 0.6, 0.7, 0.8, 0.9) if args.lr_scheduling else (),
             clip_value=0.01 / args.lr,
+            flip=False,
             ema=0.0,
             last_step=args.last_step,
         )
@@ -129,15 +130,19 @@ def encode(args):
         files = commands.plan([args.input_file], args.output_file or args.input_file, commands.PICTURE_EXTENSIONS, ".bitstream")
         # As for a single picture, the whole name stays.
         files = [(source, os.path.join(os.path.dirname(target), os.path.basename(source) + ".bitstream")) for source, target in files]
-        # What an earlier call wrote beside the pictures is none of them.
-        written = {os.path.realpath(reconstruction_of(source, target)) for source, target in files}
+        # What an earlier call wrote beside the pictures, and beside their files, is none of them.
+        written = {os.path.realpath(reconstruction_of(source, target)) for source, target in files if os.path.exists(target)}
         files = [(source, target) for source, target in files if os.path.realpath(source) not in written]
         os.makedirs(args.output_file or args.input_file, exist_ok=True)
     else:
         files = [(args.input_file, args.output_file or args.input_file + ".bitstream")]
     for source, target in files:
         commands.check_output(target, source)
-        commands.check_output(reconstruction_of(source, target), source)
+        commands.check_replaceable(target)
+        reconstruction = reconstruction_of(source, target)
+        commands.check_output(reconstruction, source)
+        if os.path.exists(reconstruction) and not os.path.exists(target):
+            raise UsageError(f"{reconstruction}: is there already, and no earlier call's; name another output")
     model = zoo.load_pretrained(args.restore_path or args.checkpoint_dir)
     rows, failures = [], 0
     for source, target in files:

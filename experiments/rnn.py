@@ -28,7 +28,9 @@ def _flags(parser, defaults):
     add("--verbose", "-V", default=False, action="store_true", text="Let TensorFlow speak; verify what compress writes.")
     add("--num_filters", type=int, default=0, text="Channels of the latents and of the hyper networks, for train; 0: the preset's, 128 of paper.")
     add("--checkpoint_dir", default="train", text="Training folder; for coding also a model folder or zoo name.")
-    add("--iter", type=int, default=None, text="Layers: train so many (default 4), code or decode so many (default all).")
+    add(
+        "--iter", type=int, default=None, text="Layers: train so many (default 4; at most 7 without --lambdas), code or decode so many (default all)."
+    )
     add("--train_glob", default="images/*.png", text="Pattern of training pictures.")
     add("--batchsize", type=int, default=4, text="Batch size for train; without effect otherwise.")
     add("--patchsize", type=int, default=256, text="Side of the training patches.")
@@ -78,6 +80,8 @@ def train(args):
         batchsize=args.batchsize,
         lr=args.lr,
         last_step=args.last_step,
+        flip=False,
+        ema=0.0,
     )
     training.train(options)
     return 0

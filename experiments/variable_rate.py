@@ -68,6 +68,8 @@ def train(args):
             batchsize=args.batchsize,
             lr=args.lr,
             last_step=args.last_step,
+            flip=False,
+            ema=0.0,
         )
     )
     return 0

@@ -139,7 +139,12 @@ def make_parser():
     p.add_argument("results", nargs="+", help="Results files, and published curves such as kodak:bpg444.")
     p.add_argument("-o", "--output", required=True, help="Page to write, .html.")
     p.add_argument("--images", nargs="*", default=[], help="Pictures to show, coded by the results' models and codecs.")
-    p.add_argument("--target_bpp", type=_positive, default=0.3, help="Rate that the shown pictures shall not exceed (default: %(default)s).")
+    p.add_argument(
+        "--target_bpp",
+        type=_positive,
+        default=0.3,
+        help="Rate that the shown pictures shall not exceed by over 1 %%, where there is one so low (default: %(default)s).",
+    )
     p.add_argument("--title", default="Rate and distortion")
     p.add_argument(
         "--model", action="append", default=[], help="Model folder that results are of, if the zoo does not have the model; may be repeated."
@@ -149,7 +154,7 @@ def make_parser():
     p = sub.add_parser("import_tf1", help="An original's TensorFlow 1 checkpoint to a model folder.")
     p.add_argument("checkpoint", help="The checkpoint's prefix, such as model.ckpt-400000, or its folder.")
     p.add_argument("--model", required=True, choices=("scalable_rnn",), help="Whose checkpoint it is.")
-    p.add_argument("--output", required=True, help="Folder to write; must not exist.")
+    p.add_argument("--output", required=True, help="Folder to write; must not exist, or be empty.")
     p.add_argument("--name", help="What streams call the model (default: the folder's name).")
     p.set_defaults(run=lambda a: commands.import_tf1(a.checkpoint, a.model, a.output, a.name))
 

@@ -9,6 +9,7 @@ import dataclasses
 import io
 import json
 import math
+import os
 import posixpath
 import re
 import threading
@@ -26,7 +27,7 @@ from goconv_tf.errors import BitstreamError, CheckpointError, GoConvError, Usage
 
 EXTENSIONS = {"compress": commands.STREAM_EXTENSION, "decompress": commands.PICTURE_EXTENSION, "evaluate": ".json"}
 SETTINGS, METRICS, DEAD_LETTERS, SUMMARY = "_settings.json", "_metrics.jsonl", "_dead_letters.jsonl", "_summary.json"
-TEMPORARY = "_temporary"
+TEMPORARY = "_goconv_temporary"
 _RAW = CompressionTypes.UNCOMPRESSED  # or Beam would unpack files named .gz
 
 _coding = threading.Lock()  # a picture at a time in each process: TensorFlow uses the cores, and memory is checked before each
@@ -86,8 +87,11 @@ def plan(task, pattern) -> List[Tuple[str, str]]:
         target = FileSystems.join(task.output, *posixpath.splitext(source[len(base) :])[0].split("/")) + EXTENSIONS[task.command]
         if target in taken:
             raise UsageError(f"{taken[target]} and {source} would both be written to {target}")
-        if target in reserved or matches(target):
-            raise UsageError(f"{source} would be written to {target}, which is " + ("a report" if target in reserved else "an input itself"))
+        kept = target in reserved or target.startswith(FileSystems.join(task.output, TEMPORARY, ""))
+        if kept or matches(target):
+            raise UsageError(
+                f"{source} would be written to {target}, which is " + ("kept for reports and temporary files" if kept else "an input itself")
+            )
         taken[target] = source
     return [(source, target) for target, source in taken.items()]
 
@@ -133,10 +137,11 @@ def finished(task, source, target) -> Dict[str, Any]:
         return describe(read(source))
     data = read(target)
     if task.command == "evaluate":
-        try:
-            return json.loads(data)
-        except ValueError:
-            raise GoConvError(f"{target} is in the way: it is no result of evaluate") from None
+        with contextlib.suppress(ValueError):
+            row = json.loads(data)
+            if isinstance(row, dict) and "bytes" in row and all(isinstance(value, (int, float, type(None))) for value in row.values()):
+                return row
+        raise GoConvError(f"{target} is in the way: it is no result of evaluate")
     try:
         if bitstream.unpack_header(data, math.inf).fingerprint == int(task.fingerprint, 16):
             return describe(data)
@@ -163,6 +168,11 @@ def make(task, source) -> Tuple[bytes, Dict[str, Any]]:
     return coded, describe(coded)
 
 
+def _shown(path) -> str:
+    """A path as text: names of files may hold bytes that are none."""
+    return path.encode("utf-8", "backslashreplace").decode()
+
+
 class Work(beam.DoFn):
     """(input, output) -> its measures; or, tagged "dead", why there are none."""
 
@@ -170,7 +180,7 @@ class Work(beam.DoFn):
         self.task = task
 
     def process(self, pair):
-        source, target = pair
+        source, target = map(os.fsdecode, pair)
         try:
             if FileSystems.exists(target):
                 row = finished(self.task, source, target)
@@ -182,9 +192,9 @@ class Work(beam.DoFn):
             raise  # no picture's fault
         except Exception as error:  # one picture must not stop the others
             kind = "" if isinstance(error, (GoConvError, OSError)) else f"{type(error).__name__}: "
-            yield beam.pvalue.TaggedOutput("dead", {"path": source, "reason": kind + " ".join(str(error).split())})
+            yield beam.pvalue.TaggedOutput("dead", {"path": _shown(source), "reason": kind + " ".join(str(error).split())})
         else:
-            yield {"path": source, "output": target, **row}
+            yield {"path": _shown(source), "output": _shown(target), **row}
 
 
 class _Means:
@@ -233,7 +243,10 @@ def check_settings(task) -> None:
     if not FileSystems.exists(path):
         write(task, path, [(json.dumps(task.settings, indent=1) + "\n").encode()])
         return
-    before = json.loads(read(path))
+    try:
+        before = dict(json.loads(read(path)))
+    except (ValueError, TypeError) as error:
+        raise UsageError(f"{path}: is not what an earlier run has written ({error}): name another --output") from error
     other = [f"{name} {before.get(name)}, not {value}" for name, value in task.settings.items() if before.get(name) != value]
     if other:
         raise UsageError(f"{task.output} holds outputs of other settings ({'; '.join(other)}): name another --output")
@@ -279,7 +292,7 @@ def run(task, pattern, options) -> Dict[str, Any]:
         with beam.Pipeline(options=options) as pipeline:
             rows, dead = (
                 pipeline
-                | "Inputs" >> beam.Create(pairs, reshuffle=False)
+                | "Inputs" >> beam.Create([tuple(map(os.fsencode, pair)) for pair in pairs], reshuffle=False)
                 | "Spread" >> beam.Reshuffle()
                 | "Work" >> beam.ParDo(Work(task)).with_outputs("dead", main="rows")
             )

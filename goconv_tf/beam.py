@@ -13,7 +13,7 @@ EPILOG = f"""Every input ends as a file under --output, in its folder below the 
 (path, reason). _metrics.jsonl has a line for each file (path, output, bytes, bpp, lmbda, ...), _summary.json counts and means. Files
 appear when they are whole: the same command again does what is missing, tries dead letters again and writes the reports anew. Runs that
 write to the same folder at the same time are not supported. Exit status: 0 if all was done, {STATUS_DEAD_LETTERS} if there are dead
-letters, 1 for errors, 2 for wrong arguments. All other flags are Beam's, such as --runner (default: Beam's local one, FnApiRunner),
+letters, 1 for errors, 2 for missing or malformed arguments. All other flags are Beam's, such as --runner (default: Beam's local one, FnApiRunner),
 --direct_num_workers=4 --direct_running_mode=multi_processing. Other machines need this package and the model under the same name."""
 
 

@@ -12,10 +12,10 @@ r"""Bytes of a compressed file <-> named fields. No TensorFlow, and nothing else
             1      number of layers, most important first; 1 for models that are not scalable
             1      number of sections of a layer
     then for each layer
-            4      CRC-32 of all coded integers ("latents") of it and the layers before
+            4      CRC-32 (zlib's) of all coded integers ("latents") of it and the layers before, as int32 in the order of coding
       and for each of its sections
             1-5    its length
-            2      CRC-16 of everything before it and of its payload
+            2      CRC-16 (XMODEM: polynomial 0x1021, from 0) of everything before it but other CRC-16s, and of its payload
             n      payload
 
 Numbers of fixed size are little-endian.

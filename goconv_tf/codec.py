@@ -25,24 +25,29 @@ _PLAIN_MODES = ("RGB", "L", "P", "1", "CMYK", "YCbCr")
 
 def _is_deep(image):
     """Whether an opened picture has more than 8 bits a sample, which Pillow would cut off for RGB."""
+    if getattr(image, "filename", "") and not getattr(image, "fp", None):  # its pixels have been read, and with them what said so
+        with contextlib.suppress(Exception), Image.open(image.filename) as again:
+            return again.format == image.format and _is_deep(again)
     depths = getattr(image, "tag_v2", {}).get(258, (8,))  # TIFF's BitsPerSample
     arguments = [str(part) for tile in getattr(image, "tile", []) for part in (tile[3] if isinstance(tile[3], tuple) else (tile[3],))]
     maximum = [int(a) for a in arguments if a.isdigit()] if image.format == "PPM" else []
-    if image.format in ("SGI", "JPEG2000") and getattr(image, "fp", None):  # these say it in their first bytes only
+    if image.format in ("SGI", "JPEG2000", "AVIF") and getattr(image, "fp", None):  # these say it in the file only
         image.fp.seek(0)
-        head = image.fp.read(2**16)
+        data = image.fp.read()
         if image.format == "SGI":
-            return head[3] > 1
-        start = head.find(b"\xff\x4f\xff\x51")  # of the codestream; 42 bytes on is the depth of each component, less one
-        return start >= 0 and any(depth & 0x7F > 7 for depth in head[start + 42 :: 3][: len(image.getbands())])
+            return data[3] > 1
+        if image.format == "AVIF":  # the third byte of each av1C box has a bit for it
+            return any(len(box) > 2 and box[2] & 0x40 for box in data.split(b"av1C")[1:])
+        start = data.find(b"\xff\x4f\xff\x51")  # of the codestream; 42 bytes on is the depth of each component, less one
+        return start < 0 or any(depth & 0x7F > 7 for depth in data[start + 42 :: 3][: len(image.getbands())])
     return max(depths if isinstance(depths, tuple) else (depths,)) > 8 or any(";16" in a for a in arguments) or max(maximum, default=0) > 255
 
 
 @contextlib.contextmanager
-def _pillow_without_limit():
-    """Our own limit decides, not Pillow's, which is one for all threads: they take turns."""
+def pillow_limit(max_pixels):
+    """Our own limit decides, not Pillow's, which is one for all threads: they take turns. (Pillow decodes some files when it opens them.)"""
     with _PILLOWS_LIMIT:
-        limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+        limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, max_pixels
         try:
             yield
         finally:
@@ -51,7 +56,8 @@ def _pillow_without_limit():
 
 def from_pillow(image, name):
     """A Pillow image as `read_picture` gives it; ImageError, about `name`, if it has transparency or more than 8 bits a sample."""
-    if "A" in image.getbands() or "a" in image.getbands() or "transparency" in image.info:
+    bands = (*image.getbands(), *(image.palette.mode if image.mode == "P" and image.palette else ""))
+    if "A" in bands or "a" in bands or "transparency" in image.info:
         raise ImageError(f"{name}: has transparency, which is not coded; flatten the picture first")
     if image.mode not in _PLAIN_MODES or _is_deep(image):
         raise ImageError(f"{name}: mode {image.mode} with its depth is not supported; convert it to 8 bits a sample, RGB or grey")
@@ -68,7 +74,7 @@ def read_picture(path, max_pixels: int = MAX_PIXELS, file=None):
       ImageError: if it cannot be read, has transparency, several pictures or more than 8 bits a sample, or is too large.
     """
     try:
-        with _pillow_without_limit():
+        with pillow_limit(max_pixels):
             opened = Image.open(path if file is None else file)
         with opened as image:
             if image.width * image.height > max_pixels:
@@ -84,6 +90,8 @@ def read_picture(path, max_pixels: int = MAX_PIXELS, file=None):
         raise ImageError(f"{path}: cannot be read as a picture (in no format that Pillow knows)") from None
     except MemoryError:
         raise ImageError(f"{path}: not enough memory") from None
+    except Image.DecompressionBombError:  # from twice the limit on
+        raise ImageError(f"{path}: the limit is {max_pixels} pixels, which it exceeds (see --max_megapixels)") from None
     except Exception as error:  # Pillow raises almost anything on damaged files
         raise ImageError(f"{path}: cannot be read as a picture ({error})") from error
 
@@ -182,6 +190,18 @@ def choose_tile(model, size, tile=None, exact=True):
     return tile // CELL if tile else None
 
 
+def _inside(lmbda, config):
+    """lambda, moved into the model's range from as little outside as files carry it there: they round it."""
+    inside = min(max(lmbda, config.lmbda_min), config.lmbda_max)
+    return inside if abs(lmbda - inside) < 1 / bitstream.LMBDA_SCALE else lmbda
+
+
+def check_picture(picture):
+    """ImageError unless it is uint8 [h, w, 3]."""
+    if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3 or not picture.size:
+        raise ImageError(f"a picture is uint8 [h, w, 3], not {picture.dtype} {list(picture.shape)}")
+
+
 def check_operating_point(model, lmbda=None, target_bpp=None, layers=None):
     """RateError unless the model can be asked for these."""
     config = model.config
@@ -212,10 +232,17 @@ def compress(model, picture, lmbda=None, target_bpp=None, entropy_coder="tfc", r
         depend on it but for how floats of the analysis round.
 
     Raises:
+      ImageError: if the picture is something else.
       CheckpointError: if the model has no integers to be exact with.
-      UsageError: if the model cannot be tiled.
+      UsageError: if the model cannot be tiled, or there is no such entropy coder.
       RateError: if lmbda, target_bpp or layers are out of the model's reach.
+      GoConvError: if the picture needs more memory than there is.
     """
+    if entropy_coder not in bitstream.CODER_NAMES:
+        raise UsageError(f"entropy_coder must be {' or '.join(bitstream.CODER_NAMES)}, not {entropy_coder}")
+    check_picture(picture)
+    if model.has_lambda and lmbda is not None:
+        lmbda = _inside(lmbda, model.config)
     check_operating_point(model, lmbda, target_bpp, layers)
     check_exact(model, exact)
     height, width = picture.shape[:2]
@@ -262,23 +289,22 @@ def estimate(model, picture, lmbda=None, layers=None):
     lmbda: in the model's range, or as a file has it; None is the middle of the range, as for `compress`.
 
     Raises:
-      RateError, UsageError: if lmbda or layers are not what the model has.
+      ImageError: if the picture is something else.
+      RateError: if lmbda or layers are not what the model has.
+      GoConvError: if the picture needs more memory than there is.
     """
     import tensorflow as tf
 
     from goconv_tf.models import tiles
 
-    value = 0.0
     if model.has_lambda:
-        coded = bitstream.quantize_lmbda(model.config.lmbda_middle if lmbda is None else lmbda)
-        value = bitstream.dequantize_lmbda(coded)
-        inside = min(max(value, model.config.lmbda_min), model.config.lmbda_max)
-        if bitstream.quantize_lmbda(inside) == coded:
-            lmbda = inside  # what files carry may lie outside by what coding lambda rounds
+        lmbda = model.config.lmbda_middle if lmbda is None else _inside(lmbda, model.config)
+    check_picture(picture)
     check_operating_point(model, lmbda, None, layers)
+    value = bitstream.dequantize_lmbda(bitstream.quantize_lmbda(lmbda)) if model.has_lambda else 0.0
     padded = pad(picture, model.alignment)
     with tiles.tiled(choose_tile(model, padded.shape[:2], exact=model.has_exact)):
-        rates = model.estimate(padded[None], tf.constant([value])).rates
+        rates = model.bits(padded[None], tf.constant([value]))
     return {name: float(rates[name][0]) for names in model.config.layers[:layers] for name in names}
 
 
@@ -376,7 +402,10 @@ def decompress(model, data, max_pixels: int = MAX_PIXELS, layers=None, allow_tru
     Raises:
       BitstreamError: if it is not a whole, undamaged stream, or takes too long.
       ModelMismatchError: if another model or other weights wrote it.
-      UsageError: if the region is not within the picture.
+      CheckpointError: if the stream needs integers that the model does not have.
+      RateError: if it has fewer layers.
+      UsageError: if the region is not within the picture, or the model cannot be tiled.
+      GoConvError: if the picture needs more memory than there is.
     """
     with limits.seconds(max_seconds):
         return decode(model, bitstream.unpack(data, max_pixels, allow_truncated), layers, None, tile, region)

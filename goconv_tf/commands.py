@@ -4,6 +4,7 @@ import json
 import os
 import sys
 import time
+import warnings
 from typing import Tuple
 
 from goconv_tf import bitstream, codec, limits, zoo
@@ -23,13 +24,24 @@ def quiet_tensorflow():
 
 def status_of(action, *args, prefix="error"):
     """The exit status of action(*args), None counting as 0; our errors become one line on stderr and 1."""
+    warnings.filterwarnings("ignore", module="PIL")  # two lines about what is in a picture's tags
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="backslashreplace")  # names of files need not be in the terminal's encoding
     try:
-        return action(*args) or 0
-    except (GoConvError, OSError) as error:
-        print(f"{prefix}: {error}", file=sys.stderr)
+        status = action(*args) or 0
+        sys.stdout.flush()
+        return status
+    except KeyboardInterrupt:
+        print(f"{prefix}: interrupted", file=sys.stderr)
+        return 130
+    except (GoConvError, OSError, MemoryError) as error:
+        print(f"{prefix}: {error or 'not enough memory'}", file=sys.stderr)
         return 1
+    finally:
+        try:
+            sys.stdout.flush()
+        except OSError:  # a closed pipe or a full disk: Python would try, and complain, again
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def plan(inputs, output_dir, extensions, new_extension):
@@ -65,7 +77,7 @@ def check_output(path, source):
     if os.path.exists(path) and os.path.exists(source) and os.path.samefile(path, source):
         raise UsageError(f"{path}: would be overwritten by its own output")
     folder = os.path.dirname(os.path.abspath(path))
-    if os.path.isdir(path):
+    if os.path.isdir(path) or path.endswith(os.sep):
         raise UsageError(f"{path}: is a folder; give a file's name, or --output_dir")
     if not os.path.isdir(folder):
         raise UsageError(f"{folder}: no such folder")
@@ -73,11 +85,25 @@ def check_output(path, source):
         raise UsageError(f"{folder}: cannot be written")
 
 
+def check_replaceable(path):
+    """UsageError if path is a file that is not a stream: a picture, perhaps, which nothing could give back."""
+    if os.path.isfile(path) and os.path.getsize(path) and _start_of(path) != bitstream.MAGIC:
+        raise UsageError(f"{path}: is there already, and no compressed file; remove it first, or name another output")
+
+
+def _start_of(path):
+    with open(path, "rb") as f:
+        return f.read(len(bitstream.MAGIC))
+
+
 def read_stream_file(path) -> bytes:
-    """A file's bytes; BitstreamError if it cannot be read."""
+    """A file's bytes, or its first ones if it is not a stream; BitstreamError if it cannot be read."""
     try:
         with open(path, "rb") as f:
-            return f.read()
+            start = f.read(len(bitstream.MAGIC))
+            return start + f.read() if start == bitstream.MAGIC else start
+    except MemoryError:
+        raise BitstreamError(f"{path}: is too large for this machine's memory") from None
     except FileNotFoundError:
         raise BitstreamError(f"{path}: no such file") from None
     except OSError as error:
@@ -94,7 +120,7 @@ def write_picture(path, picture):
         raise UsageError(f"{path}: unknown picture format {extension!r}; use .png")
     try:
         data = codec.picture_bytes(picture, picture_format)
-    except (OSError, ValueError, KeyError) as error:
+    except Exception as error:  # Pillow raises almost anything for sizes that a format does not have
         raise UsageError(f"{path}: cannot be written as {picture_format}: {error}") from error
     atomic_write(path, data)
 
@@ -109,9 +135,9 @@ def for_each(pairs, action, output_dir=None):
         try:
             check_output(target, source)
             line = action(source, target)
-        except (GoConvError, OSError) as error:
+        except (GoConvError, OSError, MemoryError) as error:
             failures += 1
-            text = str(error) if str(error).startswith(source) else f"{source}: {error}"
+            text = str(error) if str(error).startswith(source) else f"{source}: {error or 'not enough memory'}"
             print(f"error: {text}", file=sys.stderr, flush=True)
             continue
         left = (time.time() - begin) / number * (len(pairs) - number)
@@ -144,6 +170,7 @@ def compress(
     def action(source, target):
         from goconv_tf import metrics
 
+        check_replaceable(target)
         picture = codec.read_picture(source, max_pixels)
         result = codec.compress(loaded, picture, lmbda, target_bpp, entropy_coder, verify, layers, exact, tile)
         line = f"{len(result.data)} bytes, {result.bpp:.4f} bpp"
@@ -310,6 +337,8 @@ def report(results, output, images=(), target_bpp=0.3, title="Rate and distortio
     from goconv_tf import evaluation
     from goconv_tf import report as page
 
+    if not output.lower().endswith((".html", ".htm")):
+        raise UsageError(f"{output}: a page's name ends in .html")
     check_output(output, "")
     curves = [evaluation.read_results(path) for path in results]
     page.write(output, curves, images, target_bpp, title, models)
@@ -353,7 +382,7 @@ def models(verbose=False):
         size = f"{os.path.getsize(weights) / 2**20:.1f} MiB" if os.path.exists(weights) else f"{zoo.WEIGHTS_FILE} is missing"
         rates = [row["bpp"] for row in model.card.get("kodak", [])]
         reach = f"{min(rates):.2f} to {max(rates):.2f} bpp on Kodak" if rates else "rates not measured"
-        print(f"{model.name}: {model.model}, {size}, {model.config.rates}, {reach}")
+        print(f"{model.name}: {model.model}, fingerprint {model.fingerprint}, {size}, {model.config.rates}, {reach}")
         if verbose:
             print(f"  {model.path}\n  " + json.dumps(model.card, indent=1).replace("\n", "\n  "))
     return 0

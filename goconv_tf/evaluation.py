@@ -22,7 +22,7 @@ from typing import Any, Dict, List, NamedTuple, Optional, Tuple
 import numpy as np
 
 from goconv_tf import bitstream, codec, commands, metrics, zoo
-from goconv_tf.errors import GoConvError, UsageError
+from goconv_tf.errors import GoConvError, ImageError, UsageError
 from goconv_tf.files import atomic_write
 
 # A part of every measured row's key: counted up when measuring the same weights again would give something else.
@@ -53,6 +53,14 @@ class Coding(NamedTuple):
     more: Dict[str, float]
 
 
+@functools.lru_cache(maxsize=zoo.MAX_SHARED)
+def _traced(path, fingerprint):
+    """`zoo.shared`'s model, once it has coded something: what TensorFlow compiles for that would count as the first picture's time."""
+    model = zoo.shared(path, fingerprint)
+    codec.decompress(model, codec.compress(model, np.zeros([64, 64, 3], np.uint8)).data)
+    return model
+
+
 class ModelSubject:
     """A model of the zoo as something to evaluate."""
 
@@ -71,7 +79,7 @@ class ModelSubject:
         return zoo.shared(self.info.path, self.info.fingerprint)
 
     def code(self, picture, point) -> Coding:
-        model = self.model
+        model = _traced(self.info.path, self.info.fingerprint)
         begin = time.time()
         data = codec.compress(model, picture, entropy_coder=self.entropy_coder, **point).data
         middle = time.time()
@@ -121,9 +129,14 @@ class PillowSubject:
         image, buffer = Image.fromarray(picture), io.BytesIO()
         changing = {"quality_layers": [point["rate"]]} if "rate" in point else point
         begin = time.time()
-        image.save(buffer, self.format, **self.settings, **changing)
+        try:
+            image.save(buffer, self.format, **self.settings, **changing)
+        except (OSError, ValueError) as error:
+            raise ImageError(f"{self.name} cannot code {image.width} x {image.height} pixels: {error}") from error
         middle = time.time()
-        decoded = np.asarray(Image.open(io.BytesIO(buffer.getvalue())).convert("RGB"))
+        with codec.pillow_limit(codec.MAX_PIXELS):
+            coded = Image.open(buffer)
+        decoded = np.asarray(coded.convert("RGB"))
         return Coding(buffer.getvalue(), decoded, middle - begin, time.time() - middle, {})
 
 
@@ -339,7 +352,8 @@ def read_results(path_or_name) -> Dict[str, Any]:
                 if len(values) != len(rates):
                     raise UsageError(f"{path_or_name}: {name} has {len(values)} values for {len(rates)} rates")
                 curves[name] = [(float(rate), float(value)) for rate, value in zip(rates, values) if value is not None]
-        return {"name": data.get("name", path_or_name), "description": data.get("description", ""), "results": curves, "meta": data.get("meta", {})}
+        meta = dict(data.get("meta", {}))
+        return {"name": data.get("name", path_or_name), "description": data.get("description", ""), "results": curves, "meta": meta}
     except FileNotFoundError:
         raise UsageError(f"{path_or_name}: no such file; published curves are named like kodak:bpg444") from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -373,7 +387,7 @@ def bd_rate(anchor, test, metric="psnr-rgb") -> BDRate:
     for data in (anchor, test):
         points = sorted(data["results"].get(metric, ()))
         if metric.startswith("ms-ssim"):
-            points = [(rate, metrics.decibels(value)) for rate, value in points]
+            points = [(rate, metrics.decibels(value)) for rate, value in points if value < 1]
         # Where a curve falls back, more bits bought nothing: the interpolation needs a rising one.
         rising = [point for k, point in enumerate(points) if all(point[1] > other[1] for other in points[:k])]
         if len(rising) < 3:

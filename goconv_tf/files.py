@@ -21,7 +21,8 @@ def staged(path: str, data: bytes):
     if os.path.exists(path) and not os.path.isfile(path):
         raise OSError(f"{path}: is not a regular file")
     folder = os.path.dirname(os.path.abspath(path))
-    handle, temporary = tempfile.mkstemp(prefix=f".{os.path.basename(path)}.", dir=folder)
+    name = os.fsdecode(os.fsencode(os.path.basename(path))[:200])  # with what is added, no longer than names may be
+    handle, temporary = tempfile.mkstemp(prefix=f".{name}.", dir=folder)
     try:
         try:
             with os.fdopen(handle, "wb") as f:

@@ -45,7 +45,7 @@ def draw(curves, file_format, measures=("psnr-rgb", "ms-ssim-rgb"), title="", ma
         colours = [f"C{k}" for k in range(10)]
         for axis, metric in zip(axes[0], measures):
             for number, curve in enumerate(curves):
-                points = sorted(p for p in curve["results"].get(metric, ()) if p[1] is not None and math.isfinite(p[1]))
+                points = sorted(p for p in curve["results"].get(metric, ()) if math.isfinite(drawn(metric, p[1])))
                 rates, values = [p[0] for p in points], [drawn(metric, p[1]) for p in points]
                 colour = colours[number % len(colours)]
                 if "style" in curve:
@@ -53,7 +53,7 @@ def draw(curves, file_format, measures=("psnr-rgb", "ms-ssim-rgb"), title="", ma
                 else:
                     axis.plot(rates, values, "--", color=colour, linewidth=0.9, label=curve["name"])
             axis.set_xlim(0, limit)
-            seen = [drawn(metric, v) for c in curves for r, v in c["results"].get(metric, ()) if v is not None and math.isfinite(v) and r <= limit]
+            seen = [value for c in curves for r, v in c["results"].get(metric, ()) if r <= limit and math.isfinite(value := drawn(metric, v))]
             if seen:
                 margin = 0.04 * (max(seen) - min(seen) or 1)
                 axis.set_ylim(min(seen) - margin, max(seen) + margin)

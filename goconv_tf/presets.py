@@ -23,7 +23,9 @@ def _complete_octave(config):
         object.__setattr__(config, "latents", config.filters)
     if len(config.estimation_widths) != 2:
         raise UsageError(f"estimation_widths must be 2 numbers, not {len(config.estimation_widths)}")
-    for name in ("filters", "latents"):
+    if min(config.estimation_widths) < 1:
+        raise UsageError(f"estimation_widths must be positive, not {config.estimation_widths}")
+    for name in ("filters", "latents", "hyper_width"):
         low = config.alpha * getattr(config, name)
         if low != int(low) or not 0 < low < getattr(config, name):
             raise UsageError(f"{name} {getattr(config, name)} cannot be split with alpha {config.alpha:g}: both shares must be whole and positive")
@@ -231,6 +233,15 @@ PRESETS: Dict[str, Dict[str, Any]] = {
 CONFIGS = {"variable_rate": VariableRateConfig, "crpe": CRPEConfig, "scalable_rnn": ScalableRNNConfig}
 
 
+def _fits(now, value) -> bool:
+    """Whether a setting that is `now` may be `value`, as JSON has it."""
+    if isinstance(now, tuple):
+        return isinstance(value, (list, tuple)) and all(_fits(now[0], item) for item in value)
+    if isinstance(now, bool) or isinstance(value, bool):
+        return isinstance(now, bool) and isinstance(value, bool)
+    return isinstance(value, (int, float)) and abs(value) < 1e6 and (isinstance(now, float) or value == int(value))
+
+
 def change_settings(config, settings: Sequence[str]):
     """The config with fields changed as "name=value" says, values as in JSON; UsageError for what is not a field or not of its type."""
     changes: Dict[str, Any] = {}
@@ -243,9 +254,7 @@ def change_settings(config, settings: Sequence[str]):
         except ValueError:
             raise UsageError(f"the value of {setting!r} is not one as in JSON, such as 3, 0.5, true or [64, 96]") from None
         now = getattr(config, name)
-        number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        fits = {bool: isinstance(value, bool), float: number, int: number and value == int(value), tuple: isinstance(value, list)}
-        if not fits.get(type(now), False):
+        if not _fits(now, value):
             raise UsageError(f"{setting!r}: {name} is {json.dumps(now)}, of another type")
         changes[name] = type(now)(value)
     return dataclasses.replace(config, **changes)
@@ -265,6 +274,10 @@ def make_config(model: str, fields: dict):
     if model not in CONFIGS:
         raise UsageError(f"unknown model {model!r}: there are {', '.join(CONFIGS)}")
     try:
+        now = CONFIGS[model]()
+        for name, value in fields.items():
+            if not _fits(getattr(now, name, value), value):
+                raise UsageError(f"{name} of {model} cannot be {json.dumps(value)}")
         return CONFIGS[model](**fields)
     except TypeError as error:
         raise UsageError(f"settings of another version of {model}: {error}") from error

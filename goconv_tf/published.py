@@ -17,6 +17,11 @@ def _contents():
         return json.load(f)
 
 
+def is_of(dataset: str, folder: str) -> bool:
+    """Whether a folder of pictures is called after the dataset: published figures are of no others."""
+    return dataset in os.path.basename(os.path.normpath(folder)).lower()
+
+
 def names(dataset: str):
     """Names of the published curves on "kodak" or "tecnick"."""
     return sorted(_contents()[dataset])

@@ -60,12 +60,20 @@ def _nearest(codings, picture, target):
     return max(below, key=lambda c: len(c.data)) if below else min(codings, key=lambda c: len(c.data))
 
 
+WEBP_SIDE = 16383  # pixels, the most that it can
+
+
 def _source(picture):
     from PIL import Image
 
     buffer = io.BytesIO()
-    Image.fromarray(picture).save(buffer, "WEBP", lossless=True, quality=50, method=3)
-    return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()
+    if max(picture.shape) > WEBP_SIDE:
+        Image.fromarray(picture).save(buffer, "PNG")
+        kind = "png"
+    else:
+        Image.fromarray(picture).save(buffer, "WEBP", lossless=True, quality=50, method=3)
+        kind = "webp"
+    return f"data:image/{kind};base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
 def versions_of(path, subjects, target):

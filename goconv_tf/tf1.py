@@ -175,10 +175,9 @@ def _table(path, reader, scope, rows, offset):
     cdf, lengths = _read(path, reader, f"{scope}/quantized_cdf"), _read(path, reader, f"{scope}/cdf_length")
     if cdf.ndim != 2 or len(cdf) != rows or lengths.shape != (rows,) or (lengths < 2).any() or (lengths > cdf.shape[1]).any():
         raise CheckpointError(f"{path}: {scope}/quantized_cdf: shape {cdf.shape} with lengths {lengths.shape} is not a table of {rows} rows")
-    flat = []
-    for row, length in zip(cdf, lengths):
-        values = row[:length]
-        if values[0] != 0 or values[-1] != 2**PRECISION or (np.diff(values) <= 0).any():
-            raise CheckpointError(f"{path}: {scope}/quantized_cdf: not cumulative frequencies of {PRECISION} bits")
-        flat += [-PRECISION, *values]
-    return CodingTable(flat, offset)
+    table = CodingTable([value for row, length in zip(cdf, lengths) for value in (-PRECISION, *row[:length])], offset)
+    try:
+        table.check(rows)
+    except ValueError as error:
+        raise CheckpointError(f"{path}: {scope}/quantized_cdf: {error}") from error
+    return table

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import hashlib
 import json
 import os
 import signal
@@ -140,6 +141,7 @@ class Validator:
             if self.distortion != "mse" and min(height, width) < metrics.MS_SSIM_SIDE:
                 raise DataError(f"{path}: too small to validate with --distortion {self.distortion}, which needs 176 pixels a side")
             self.pictures.append(picture[:height, :width])
+        self.digest = hashlib.sha256(b"".join(picture.tobytes() for picture in self.pictures)).hexdigest()[:16]
 
     def _error(self, picture, decoded):
         """D of the loss."""
@@ -266,11 +268,16 @@ class Watch(tf.keras.callbacks.Callback):
             zoo.save_pretrained(self.validator.codec, os.path.join(folder, "export"), name, card)
         print(f"step {step} validation loss {loss:.4f}: " + ", ".join(f"{lm:g}: {bpp:.3f} bpp {psnr:.2f} dB" for lm, bpp, psnr in rows), flush=True)
         # Losses compare only over the same pictures, lambdas and kind of distortion.
-        setting = {"pictures": len(self.validator.pictures), "lambdas": [row[0] for row in rows], "distortion": options.distortion}
+        setting = {
+            "pictures": len(self.validator.pictures),
+            "digest": self.validator.digest,
+            "lambdas": [row[0] for row in rows],
+            "distortion": options.distortion,
+        }
         best, before = os.path.join(folder, "best"), {}
         with contextlib.suppress(CheckpointError):  # there is none yet
             before = zoo.read_info(best).card.get("validation", {})
-        if any(before.get(key) != value for key, value in setting.items()) or loss < before["loss"]:
+        if not before or any(before.get(key, value) != value for key, value in setting.items()) or loss < before["loss"]:
             zoo.save_pretrained(self.validator.codec, best, name, {**card, "validation": {"loss": loss, **setting}})
         with open(os.path.join(folder, "validation.jsonl"), "a", encoding="utf-8") as f:
             f.write(json.dumps({"step": step, "time": time.time(), "loss": loss, "rows": rows, **setting}) + "\n")
@@ -297,6 +304,14 @@ def saved_step(backup_dir) -> int:
     if latest is None:
         return 0
     return int(tf.train.load_variable(latest, "model/optimizer/_iterations/.ATTRIBUTES/VARIABLE_VALUE"))
+
+
+def exported_step(folder) -> int:
+    """The step of the last export in a training folder; 0 if there is none."""
+    try:
+        return zoo.read_info(os.path.join(folder, "export")).card["training"]["steps"]
+    except (CheckpointError, KeyError):
+        return 0
 
 
 def make_strategy(name, *where):
@@ -429,7 +444,8 @@ def train(options: Options):
         atomic_write(run_path, json.dumps(dataclasses.asdict(options), indent=1).encode())
 
     start = saved_step(backup_dir)
-    if start >= options.last_step:
+    ended = start >= options.last_step
+    if ended and (not chief or strategy.num_replicas_in_sync > 1 or exported_step(folder) >= start):
         raise UsageError(f"{folder} is already at step {start} of {options.last_step}: raise --last_step to go on")
     total = cluster.make_total(strategy)
     if total(start) != start * total(1):
@@ -439,6 +455,13 @@ def train(options: Options):
     validator = Validator(model, val_paths, options.val_lambdas or lambdas) if val_paths and chief else None
     progress = Progress(options, os.path.join(folder, "log.jsonl") if chief else None, writer, total)
     watch = [Watch(options, validator, writer, progress)] if chief else []
+    if ended:  # but something stopped it before its last export
+        backup = Backup(backup_dir, progress)
+        for callback in (backup, *watch):
+            callback.set_model(model)
+        backup.on_train_begin()
+        watch[0].watch()
+        return model
     with stopped_by_signals(progress.stop), cluster.lost_workers(strategy, folder), data_errors(), save_errors(backup_dir):
         model.fit(
             cluster.dataset(source, start, strategy),

@@ -1,7 +1,7 @@
 """Model folders: where pretrained weights are, what they are called, how they are read and written.
 
 A folder holds config.json, model.safetensors (weights and coding tables) and README.md (the card), as repositories on Hugging Face's hub do.
-Only `load_pretrained` and `save_pretrained` import TensorFlow.
+Only `load_pretrained`, `save_pretrained`, `shared` and `new_model` import TensorFlow.
 """
 
 import atexit
@@ -86,6 +86,8 @@ def read_info(path: str) -> ModelInfo:
                 raise ValueError(f"{value!r} is not {digits} hexadecimal digits")
         if not isinstance(info.card, dict):
             raise TypeError(f"card is {type(info.card).__name__}")
+        for row in info.card.get("kodak", ()):
+            float(row["bpp"])
         return info
     except FileNotFoundError:
         raise CheckpointError(f"{path} is not a model folder: it has no {CONFIG_FILE}") from None
@@ -117,7 +119,11 @@ def list_models() -> List[ModelInfo]:
 
 
 def find_model(name_or_path: str) -> ModelInfo:
-    """The model with a zoo name, in a folder, exported into a training folder, or on Hugging Face's hub (hf://ORGANISATION/NAME[@REVISION])."""
+    """The model with a zoo name, in a folder, exported into a training folder, or on Hugging Face's hub (hf://ORGANISATION/NAME[@REVISION]).
+
+    Raises:
+      CheckpointError: if there is none, or if it is damaged.
+    """
     if name_or_path.startswith(hub.PREFIX):
         path = hub.fetch(name_or_path, (CONFIG_FILE, WEIGHTS_FILE))
         if not os.path.exists(os.path.join(path, CONFIG_FILE)):
@@ -151,6 +157,13 @@ def save_pretrained(model, path: str, name: str, card=None, dtype: str = "float3
       name: what streams call it, 1 to 128 characters without slashes.
       card: facts for config.json; "license" (as Hugging Face names it), "notes" and "kodak" (results) also show in README.md.
       dtype: "float32" or "float16", of the weights in the file.
+
+    Returns:
+      ModelInfo of what was written.
+
+    Raises:
+      UsageError: if streams cannot call a model that.
+      CheckpointError: if its entropy parameters cannot be computed with integers.
     """
     import numpy as np
     from safetensors.numpy import save
@@ -270,7 +283,7 @@ def load_pretrained(name_or_path: str, fold: bool = True):
     weights_path = os.path.join(info.path, WEIGHTS_FILE)
     try:
         arrays = load(_read_weights(info))
-    except SafetensorError as error:
+    except (SafetensorError, KeyError) as error:  # KeyError: types of numbers that NumPy lacks
         raise CheckpointError(f"{weights_path} cannot be read: {error}") from error
     model = new_model(info.config)
     weights = named_weights(model)
@@ -285,13 +298,19 @@ def load_pretrained(name_or_path: str, fold: bool = True):
         variable.assign(arrays[key].astype(variable.dtype.as_numpy_dtype))
     for key, entropy_model in entropy_models.items():
         entropy_model.table = CodingTable(arrays[f"tables/{key}/cdf"], arrays[f"tables/{key}/offset"])
+        try:
+            entropy_model.table.check(entropy_model.table_rows)
+        except ValueError as error:
+            raise CheckpointError(f"{weights_path} does not fit its config: tables/{key}: {error}") from error
     if info.integers:
         try:
             model.build_exact()
         except ValueError as error:
             raise CheckpointError(f"{weights_path}: {error}") from error
         if integers_hash(model) != info.integers:
-            raise CheckpointError(f"{weights_path} gives other integers on this machine than on the one that wrote it; code with --noexact")
+            raise CheckpointError(
+                f"{weights_path} gives other integers on this machine than on the one that wrote it: neither would decode what the other coded"
+            )
     model.info = info
     if fold:
         model.fold()

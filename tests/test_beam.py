@@ -50,7 +50,7 @@ def poison():
         "truncated.png": (good[:-700], "cannot be read"),
         "alpha.png": (png(np.zeros([8, 8, 4], np.uint8)), "transparency"),
         "deep.png": (png(np.zeros([8, 8], np.uint16)), "depth"),
-        "huge.png": (claiming(good, 60_000, 60_000), "60000 x 60000 pixels"),
+        "huge.png": (claiming(good, 60_000, 60_000), "limit is 200000000 pixels"),
     }
 
 
@@ -242,8 +242,18 @@ def test_evaluate(memory):
         assert means["psnr-rgb"]["mean"] == pytest.approx(np.mean([row["psnr-rgb"] for row in rows.values()]))
 
 
+def test_names_that_are_no_text(model_dir, tmp_path, monkeypatch):
+    monkeypatch.setenv("GOCONV_TF_ZOO", os.path.dirname(model_dir))
+    (tmp_path / "in").mkdir()
+    name = os.fsdecode(b"caf\xe9")
+    (tmp_path / "in" / f"{name}.png").write_bytes(png(draw(16, 16)))
+    assert run("compress", f"{tmp_path}/in/*.png", str(tmp_path / "out"), "--model=tiny-test") == 0
+    assert (tmp_path / "out" / f"{name}.gcv").exists()
+    assert lines(tmp_path / "out" / archive.METRICS)[0]["path"].endswith("caf\\udce9.png")
+
+
 def test_what_cannot_be_run(memory, model_dir, tmp_path, monkeypatch, capsys):
-    for name in ("a.png", "a.jpg", "b/_metrics.png", "_summary.png"):
+    for name in ("a.png", "a.jpg", "b/_metrics.png", "_summary.png", f"c/{archive.TEMPORARY}/a.png"):
         memory[f"mem://in/{name}"] = png(draw(16, 16))
     before = dict(memory)
     for error, message, args in (
@@ -252,7 +262,8 @@ def test_what_cannot_be_run(memory, model_dir, tmp_path, monkeypatch, capsys):
         (UsageError, "filesystem", ("compress", "s4://in/*.png", "mem://out")),
         (UsageError, "filesystem", ("compress", "mem://in/a.png", "s4://out")),
         (UsageError, "an input itself", ("compress", "mem://in/**", "mem://in/out")),
-        (UsageError, "which is a report", ("evaluate", "mem://in/*.png", "mem://out")),
+        (UsageError, "which is kept for reports", ("evaluate", "mem://in/*.png", "mem://out")),
+        (UsageError, "kept for reports and temporary files", ("compress", "mem://in/c/**", "mem://out")),
         (UsageError, "wildcards", ("compress", "mem://in/a.png", "mem://o*t")),
         (UsageError, "unknown argument --lmdba", ("compress", "mem://in/a.png", "mem://out", "--lmdba=0.01")),
         (UsageError, "unknown argument in/b", ("compress", "mem://in/a.png", "mem://out", "in/b")),
@@ -273,6 +284,13 @@ def test_what_cannot_be_run(memory, model_dir, tmp_path, monkeypatch, capsys):
     assert memory["mem://out/a.gcv"] == b"precious" and b"in the way" in memory["mem://out/_dead_letters.jsonl"]
     with pytest.raises(UsageError, match=r"other settings \(lmbda None, not 0.01\)"):
         run("compress", "mem://in/a.png", "mem://out", "--model=tiny-test", "--lmbda=0.01")
+
+    memory["mem://out3/a.json"] = b"[]"
+    assert run("evaluate", "mem://in/a.png", "mem://out3", "--model=tiny-test") == 3
+    assert memory["mem://out3/a.json"] == b"[]" and b"in the way" in memory["mem://out3/_dead_letters.jsonl"]
+    memory["mem://out3/_settings.json"] = b"3"
+    with pytest.raises(UsageError, match=r"_settings\.json: is not what an earlier run has written"):
+        run("evaluate", "mem://in/a.png", "mem://out3", "--model=tiny-test")
 
     # A damaged model is no picture's fault.
     folder = tmp_path / "damaged"

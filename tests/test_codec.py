@@ -13,11 +13,12 @@ import zlib
 
 import numpy as np
 import pytest
+import tensorflow as tf
 from conftest import draw
 from PIL import Image
 
 from goconv_tf import bitstream, codec, commands, zoo
-from goconv_tf.errors import CheckpointError, GoConvError, ImageError, ModelMismatchError, RateError
+from goconv_tf.errors import CheckpointError, GoConvError, ImageError, ModelMismatchError, RateError, UsageError
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 40), (17, 3), (31, 33), (150, 203)])
@@ -56,15 +57,35 @@ def deep_rgb_ppm(path):
     return str(path)
 
 
-def deep_jp2(path, image):
-    """A JPEG 2000 file whose header says 16 bits a sample, which Pillow cannot write."""
+def deep_jp2(path, image, before=b""):
+    """A JPEG 2000 file whose header says 16 bits a sample, which Pillow cannot write; with a box before the codestream."""
     buffer = io.BytesIO()
     image.save(buffer, "JPEG2000")
     data = bytearray(buffer.getvalue())
     start = data.index(b"\xff\x4f\xff\x51")
     assert data[start + 42 : start + 51 : 3] == b"\x07\x07\x07"
     data[start + 45] = 15
+    path.write_bytes(data[: start - 8] + struct.pack(">I4s", 8 + len(before), b"free") + before + data[start - 8 :])
+    return str(path)
+
+
+def deep_avif(path, image):
+    """An AVIF file whose configuration says 10 bits a sample, which Pillow cannot write."""
+    buffer = io.BytesIO()
+    image.save(buffer, "AVIF")
+    data = bytearray(buffer.getvalue())
+    data[data.index(b"av1C") + 6] |= 0x40
+    pixi = data.index(b"pixi") + 9
+    data[pixi : pixi + 3] = b"\x0a\x0a\x0a"
     path.write_bytes(data)
+    return str(path)
+
+
+def icon(path, image):
+    """An icon that says 16 x 16 pixels and holds a PNG of any size."""
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    path.write_bytes(struct.pack("<HHHBBBBHHII", 0, 1, 1, 16, 16, 0, 0, 1, 32, buffer.tell(), 22) + buffer.getvalue())
     return str(path)
 
 
@@ -95,6 +116,8 @@ def test_pictures_that_are_refused(tmp_path):
         (deep_rgb_png(tmp_path / "deep_rgb.png"), "not supported"),
         (deep_rgb_ppm(tmp_path / "deep_rgb.ppm"), "not supported"),
         (deep_jp2(tmp_path / "deep.jp2", rgb), "not supported"),
+        (deep_jp2(tmp_path / "boxes.jp2", rgb, bytes(2**17)), "not supported"),
+        (deep_avif(tmp_path / "deep.avif", rgb), "not supported"),
         (save(rgb, "deep.sgi", bpc=2), "not supported"),
         (save(rgb, "pages.tif", save_all=True, append_images=[rgb]), "has 2 pictures"),
         (save(palette, "moving.gif", save_all=True, append_images=[rgb.rotate(90).convert("P")]), "has 2 pictures"),
@@ -108,8 +131,12 @@ def test_pictures_that_are_refused(tmp_path):
         assert "\n" not in str(error.value)
     with pytest.raises(ImageError, match="limit"):
         codec.read_picture(str(tmp_path / "whole.png"), max_pixels=599)
-    for name in ("shallow.jp2", "shallow.sgi"):
-        assert np.abs(codec.read_picture(save(rgb, name)).astype(int) - draw(20, 30)).max() < 30
+    with pytest.raises(ImageError, match="limit is 1000 pixels"):  # Pillow decodes what is in an icon when it opens it
+        codec.read_picture(icon(tmp_path / "bomb.png", Image.new("1", (3000, 3000))), max_pixels=1000)
+    with pytest.raises(ImageError, match="transparency"):
+        codec.from_pillow(rgb.convert("RGBA").quantize(8), "palette")
+    for name in ("shallow.jp2", "shallow.sgi", "shallow.avif"):
+        assert np.abs(codec.read_picture(save(rgb, name)).astype(int) - draw(20, 30)).mean() < 5
 
 
 def test_lambda_is_carried_exactly(model):
@@ -147,6 +174,32 @@ def test_rate_search_converges_within_twelve_codings(rate):
         code, calls = fake_coder(rate)
         assert abs(codec.search_rate(code, target, 1e-3, 0.1).bpp / target - 1) <= 0.01
         assert len(calls) <= 12
+
+
+def test_arrays_that_are_no_pictures(model):
+    for array in (draw(8, 8) / 255, draw(8, 8).astype(np.uint16), draw(8, 8)[..., 0], np.zeros([8, 8, 4], np.uint8), np.zeros([0, 8, 3], np.uint8)):
+        for action in (codec.compress, codec.estimate):
+            with pytest.raises(ImageError, match=r"a picture is uint8 \[h, w, 3\], not"):
+                action(model, array)
+    with pytest.raises(UsageError, match="entropy_coder must be tfc or range-coder, not zip"):
+        codec.compress(model, draw(8, 8), entropy_coder="zip")
+
+
+def test_lambdas_at_the_ends_of_the_range_may_come_back(model):
+    """Files round them, perhaps outwards."""
+    for end in (model.config.lmbda_min, model.config.lmbda_max):
+        first = codec.compress(model, draw(16, 16), lmbda=end)
+        assert codec.compress(model, draw(16, 16), lmbda=first.lmbda).data == first.data
+    with pytest.raises(RateError, match="outside"):
+        codec.compress(model, draw(16, 16), lmbda=1.001 * model.config.lmbda_max)
+
+
+def test_no_picture_stays_in_memory(model, rnn):
+    """Compiled stages keep what a call looked like, not what it was given."""
+    for one in (model, rnn):
+        codec.compress(one, draw(32, 32))
+        kept = [cell.cell_contents for f in one.__dict__["_stages"].values() for cell in f.python_function.func.__closure__]
+        assert kept and not any(tf.is_tensor(part) for value in kept if value is not one for part in tf.nest.flatten(value))
 
 
 def test_rate_search_says_what_it_reaches():
@@ -366,7 +419,13 @@ def test_a_broken_folder_does_not_hide_the_zoo(model, model_dir, tmp_path, monke
 
 @pytest.mark.parametrize(
     "damage",
-    [{"name": "../victim"}, {"name": 5}, {"name": ""}, {"name": ".."}, {"name": "a\nb"}, {"fingerprint": "xyz"}, {"sha256": 7}, {"card": []}],
+    [
+        *({"name": name} for name in ("../victim", 5, "", "..", "a\nb")),
+        *({"card": card} for card in ([], {"kodak": [{}]}, {"kodak": 3})),
+        *({"config": {key: value}} for key, value in (("lmbda_min", "x"), ("filters", 1e300), ("hyper_width", 1), ("estimation_widths", [0, 16]))),
+        {"fingerprint": "xyz"},
+        {"sha256": 7},
+    ],
 )
 def test_configs_that_say_what_cannot_be(damage, model_dir, tmp_path, monkeypatch):
     config = json.loads(pathlib.Path(model_dir, zoo.CONFIG_FILE).read_text())
@@ -383,6 +442,19 @@ def test_weights_that_are_not_those_asked_for(model, model_dir):
     assert zoo.shared(model_dir, model.info.fingerprint).info.fingerprint == model.info.fingerprint
     with pytest.raises(CheckpointError, match=f"has weights {model.info.fingerprint} by now, not 00000000"):
         zoo.shared(model_dir, "00000000")
+
+
+def test_coding_tables_that_are_none(model_dir, tmp_path):
+    for change in (
+        lambda table: setattr(table, "offset", table.offset[:-1]),
+        lambda table: setattr(table, "cdf", table.cdf[: len(table.cdf) // 2]),
+        lambda table: setattr(table, "cdf", np.where(table.cdf == 2**16, 2**16 - 1, table.cdf)),
+    ):
+        model = zoo.load_pretrained(model_dir, fold=False)
+        change(next(iter(model.entropy_models().values())).table)
+        zoo.save_pretrained(model, str(tmp_path / "m"), "m")
+        with pytest.raises(CheckpointError, match="does not fit its config: tables/"):
+            zoo.load_pretrained(str(tmp_path / "m"))
 
 
 def test_damaged_model_folders(model_dir, tmp_path):

@@ -13,7 +13,7 @@ import pytest
 from conftest import ROOT, draw
 from PIL import Image
 
-from goconv_tf import bitstream
+from goconv_tf import bitstream, commands
 
 
 def one_line(done):
@@ -75,8 +75,15 @@ def test_wrong_use_is_one_line(command, command_here, photo, tmp_path):
     (tmp_path / "big.gcv").write_bytes(big)
     (tmp_path / "stranger.gcv").write_bytes(bitstream.pack(bitstream.Stream("tfc", 1, 2, 3, 20, 20, [bitstream.Layer(4, [b""] * 4)])))
     os.symlink(photo, tmp_path / "photo.link")
+    (tmp_path / "kept.sgi").write_bytes(b"a photograph")
+    with open(tmp_path / "huge.gcv", "wb") as f:
+        f.truncate(2**40)
     before = pathlib.Path(photo).read_bytes()
     for args, word in (
+        (("compress", photo, tmp_path / "kept.sgi", "--model", "tiny-test"), "is there already, and no compressed file"),
+        (("compress", photo, f"{tmp_path}/new/", "--model", "tiny-test"), "is a folder"),
+        (("info", tmp_path / "huge.gcv"), "not a"),
+        (("decompress", tmp_path / "huge.gcv"), "not a"),
         (("compress", photo, out, "--model", "no-such-model"), "no model"),
         (("compress", photo, out, "--model", "tiny-test", "--lmbda", "0.9"), "outside"),
         (("compress", photo, out, "--model", "tiny-test", "--target_bpp", "50"), "out of reach"),
@@ -96,8 +103,33 @@ def test_wrong_use_is_one_line(command, command_here, photo, tmp_path):
     one_line(command("compress", photo, out, "--model", "tiny-test", "--lmbda", "0.9"))
     with pytest.raises(SystemExit):
         command_here("evaluate", os.path.dirname(photo), "--points", "0", "--model", "tiny-test")
-    assert sorted(os.listdir(tmp_path)) == ["big.gcv", "photo.link", "stranger.gcv"]
+    assert sorted(os.listdir(tmp_path)) == ["big.gcv", "huge.gcv", "kept.sgi", "photo.link", "stranger.gcv"]
+    assert (tmp_path / "kept.sgi").read_bytes() == b"a photograph"
     assert pathlib.Path(photo).read_bytes() == before
+
+
+def test_output_that_cannot_be_written_is_one_line():
+    for target in ("/dev/full", "closed"):
+        with open("/dev/full", "w", encoding="utf-8") as full:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "goconv_tf", "models"],
+                env={**os.environ, "PYTHONPATH": ROOT},
+                stdout=full if target == "/dev/full" else subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+            if process.stdout:
+                process.stdout.close()
+            error = process.stderr.read()
+        assert process.wait() == 1 and error.startswith("error: [Errno") and len(error.splitlines()) == 1, error
+
+
+def test_ctrl_c_is_one_line(capsys):
+    def interrupted():
+        raise KeyboardInterrupt
+
+    assert commands.status_of(interrupted) == 130
+    assert capsys.readouterr().err == "error: interrupted\n"
 
 
 def test_help_and_info_do_not_load_tensorflow(command, tmp_path):

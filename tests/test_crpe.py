@@ -255,6 +255,18 @@ def test_original_commands(crpe, crpe_dir, command_here, tmp_path):
     assert values[1]["YUV444 PSNR (dB)"] == pytest.approx(metrics.quality(draw(165, 200, 1), decoded)["psnr-yuv"], abs=0.006)
     assert values[1]["Actual bits per pixel"] == pytest.approx(8 * os.path.getsize(tmp_path / "out" / "1_rec.png.bitstream") / (165 * 200), abs=1e-4)
     assert values[1]["Estimated bpp_h"] + values[1]["Estimated bpp_l"] == pytest.approx(values[1]["Estimated bpp"], abs=2e-4)
+    # A picture of the user's is not replaced by another's reconstruction; what an earlier call wrote is.
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    for name in ("a.png", "a_rec.png"):
+        Image.fromarray(draw(40, 48)).save(mine / name)
+    for source in (mine, mine / "a.png"):
+        assert "no earlier call's" in one_line(command_here("--checkpoint_dir", crpe_dir, "encode", source, module=script))
+    assert (mine / "a_rec.png").read_bytes() == (mine / "a.png").read_bytes() and len(os.listdir(mine)) == 2
+    os.remove(mine / "a_rec.png")
+    for _ in range(2):
+        assert command_here("--checkpoint_dir", crpe_dir, "encode", mine, module=script).returncode == 0
+        assert sorted(os.listdir(mine)) == ["a.png", "a.png.bitstream", "a_rec.png"]
     done = run("--checkpoint_dir", crpe_dir, "decode", "out/1_rec.png.bitstream")
     assert done.returncode == 0, done.stderr
     np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "out" / "1_rec.png.bitstream.png")), decoded)

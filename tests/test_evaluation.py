@@ -194,11 +194,20 @@ def test_commands(command, command_here, pictures, tmp_path):
     done = command_here("bd_rate", results / "jpeg.json", "kodak:bpg444")
     assert done.returncode == 0 and "% bits of BPG 4:4:4 against jpeg" in done.stdout
     (tmp_path / "bad.json").write_text('{"results": 3}')
+    (tmp_path / "meta.json").write_text('{"results": {"bpp": []}, "meta": 3}')
+    # A picture that a codec gives back as it was has an MS-SSIM of 1, which is not finite in dB.
+    whole = {"name": "whole", "results": {"bpp": [0.1, 0.2, 0.3, 0.4], "psnr-rgb": [30, 32, 34, 36], "ms-ssim-rgb": [0.9, 0.95, 0.97, 1.0]}}
+    (tmp_path / "whole.json").write_text(json.dumps(whole))
+    assert command_here("plot", tmp_path / "whole.json", "-o", tmp_path / "whole.png").returncode == 0
+    done = command_here("bd_rate", tmp_path / "whole.json", tmp_path / "whole.json", "--metric", "ms-ssim-rgb")
+    assert done.returncode == 0 and "+0.0" in done.stdout, done
     for args, word in (
         (("bd_rate", tmp_path / "bad.json", "kodak:vtm"), "not a results file"),
         (("bd_rate", tmp_path / "none.json", "kodak:vtm"), "no such file"),
         (("bd_rate", "kodak:vtm", "kodak:nothing"), "no published curve"),
         (("plot", results / "jpeg.json", "-o", tmp_path / "x.txt"), "unknown plot format"),
+        (("report", results / "jpeg.json", "-o", results / "tiny-test.json"), "ends in .html"),
+        (("plot", tmp_path / "meta.json", "-o", tmp_path / "x.png"), "not a results file"),
         (("evaluate", "--model", "nothing", pictures), "no model"),
         (("evaluate", "--model", "tiny-test", tmp_path), "transparency"),
         (("evaluate", "--model", "tiny-test", results), "no files"),

@@ -38,6 +38,11 @@ def test_a_full_disk_leaves_the_old_file(tmp_path):
     assert path.read_bytes() == b"old" and os.listdir(tmp_path) == ["a"]
 
 
+def test_names_as_long_as_names_may_be(tmp_path):
+    atomic_write(str(tmp_path / ("\u5199" * 85)), b"x")
+    assert [len(os.fsencode(name)) for name in os.listdir(tmp_path)] == [255]
+
+
 def test_a_full_disk_while_coding(model, model_dir, photo, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(zoo, "load_pretrained", lambda path: model)
     stream, picture = tmp_path / "a.gcv", tmp_path / "a.png"

@@ -218,6 +218,8 @@ def test_double_precision():
     assert high.dtype == low.dtype == tf.float64
     for ours, single in zip((high, low), same(x.astype(np.float32))):
         np.testing.assert_allclose(ours, single, atol=1e-6)
+    made = GoConv2D(4, 3, activation=tf.keras.layers.ReLU, dtype="float64")  # Keras makes it of its own global type
+    assert {y.dtype for y in made(x)} == {tf.float64}
 
 
 @pytest.mark.parametrize("activation", ["gdn", tf.keras.layers.PReLU, lambda: tf.keras.layers.ReLU(6.0), lambda: tf.nn.relu, None])

@@ -131,6 +131,16 @@ def test_what_cannot_be_saved(tmp_path):
         assert os.listdir(tmp_path) == []
 
 
+def test_depth_is_known_after_the_pixels_are_read(tmp_path):
+    (tmp_path / "deep.ppm").write_bytes(b"P6 5 4 65535\n" + bytes(5 * 4 * 6))
+    with Image.open(tmp_path / "deep.ppm") as image, pytest.raises(OSError, match="not supported"):
+        image.save(tmp_path / "a.gcv", model="tiny-test")
+    Image.fromarray(draw(16, 16)).save(tmp_path / "shallow.ppm")
+    with Image.open(tmp_path / "shallow.ppm") as image:
+        image.save(tmp_path / "b.gcv", model="tiny-test")
+    assert sorted(os.listdir(tmp_path)) == ["b.gcv", "deep.ppm", "shallow.ppm"]
+
+
 def test_what_is_not_a_stream_is_unidentified(data, tmp_path):
     other_version = data[:4] + bytes([bitstream.VERSION + 1]) + data[5:]
     claims = claiming(data, coder="tfc", height=0)

@@ -36,5 +36,15 @@ def test_all_tables(model_dir, rnn_dir, crpe_dir, tmp_path):
     text = (tmp_path / "out" / "RESULTS.md").read_text()
     for words in ("### jpegai09", "reached, published", "z2_high", "BD-rate", "fingerprint", "python", "Titan Xp", "psnr-rgb published"):
         assert words in text, words
+    # Published figures are of Kodak only.
+    other = tmp_path / "photos"
+    os.rename(folder, other)
+    for script, flags, name in (("crpe.py", ["--models", crpe_dir], "crpe"), ("scalable_rnn.py", ["--model", rnn_dir], "scalable_rnn")):
+        args = [os.path.join(ROOT, "experiments", "tables", script), str(other), "--output", str(tmp_path / "others"), *flags]
+        done = subprocess.run([sys.executable, *args], env=env, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr[-3000:]
+        text = (tmp_path / "others" / f"{name}.md").read_text()
+        assert "ublished" not in text and "Kodak" not in text and "BD-rate" not in text and "2 pictures" in text
+        assert (tmp_path / "others" / f"{name}.png").exists()
     rows = json.loads((tmp_path / "out" / "tables" / "scalable_rnn.json").read_text())["models"]["tiny-rnn"]["rows"]
     assert [row["layers"] for row in rows] == [1, 2, 3]

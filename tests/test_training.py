@@ -245,16 +245,30 @@ def test_training_lowers_the_loss_watches_real_files_and_exports(unbroken):
     assert any(name.startswith("events") for name in os.listdir(folder / "tensorboard"))
 
 
+def test_killed_before_its_last_export(photos, unbroken, tmp_path, capsys):
+    """The same command writes it."""
+    shutil.copytree(unbroken[1], tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "export")
+    run = dataclasses.replace(unbroken[0], checkpoint_dir=str(tmp_path / "run"))
+    training.train(run)
+    again, before = (zoo.load_pretrained(str(folder)) for folder in (tmp_path / "run", unbroken[1]))
+    assert again.info.card["training"]["steps"] == 30 and again.info.sha256 == before.info.sha256
+    with pytest.raises(UsageError, match="already at step 30"):
+        training.train(run)
+
+
 def test_weights_are_watched_with_their_own_integers(photos, unbroken):
     """Not with those of the validation before: other entropy parameters would be other bits."""
     model = zoo.load_pretrained(str(unbroken[1]), fold=False)
     pictures = [os.path.join(photos, "0.png")]
     validator = training.Validator(model, pictures, (0.02,))
     first = validator(model)
+    stages = dict(validator.codec.__dict__["_stages"])
     for layer in (*model.h_s, *model.f_pe):
         for variable in layer.trainable_variables:
             variable.assign(variable + 0.1 * tf.random.stateless_normal(variable.shape, [1, 2]))
     second = validator(model)
+    assert stages and validator.codec.__dict__["_stages"] == stages  # nothing is compiled twice
     assert second[0][0][1] != first[0][0][1] and second == training.Validator(model, pictures, (0.02,))(model)
 
 
@@ -287,6 +301,10 @@ def test_best_is_chosen_by_the_loss_that_is_trained(photos, tmp_path, monkeypatc
         with open(tmp_path / "run" / "validation.jsonl", "a", encoding="utf-8") as f:
             f.write('{"step": ')
     assert best == [1.0, 5.0, 5.0, 4.0]
+    validator.digest = "other"  # as many other pictures: losses do not compare
+    monkeypatch.setattr(training.Validator, "__call__", lambda self, model: (rows, 9.0))
+    watch.watch()
+    assert zoo.read_info(str(tmp_path / "run" / "best")).card["validation"]["loss"] == 9.0
 
 
 def test_warm_start_begins_with_the_weights_given(photos, tmp_path, model_dir, monkeypatch):

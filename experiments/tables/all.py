@@ -17,6 +17,7 @@ from common import markdown, provenance, run
 from goconv_tf import commands, evaluation, plots, report, zoo
 from goconv_tf.errors import UsageError
 from goconv_tf.files import atomic_write
+from goconv_tf.published import is_of
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 PUBLISHED = ("kodak:bpg444", "kodak:mbt2018-mean-mse", "kodak:vtm")
@@ -60,7 +61,7 @@ def main():
             script(name, args.images, "--output", args.output, *limit, *(part for model in chosen for part in ("--model", model)))
         tables.append(kind)
 
-    published = [evaluation.read_results(name) for name in PUBLISHED] if "kodak" in os.path.basename(os.path.normpath(args.images)).lower() else []
+    published = [evaluation.read_results(name) for name in PUBLISHED] if is_of("kodak", args.images) else []
     own = [curve for curve in curves if curve["meta"].get("model")]
     codecs = [curve for curve in curves if curve["meta"].get("codec")]
     rows = []

@@ -2,7 +2,8 @@
 
     python experiments/tables/crpe.py KODAK --models crpe-small-mse-0.003 crpe-small-mse-0.01 crpe-small-mse-0.03 [--tecnick TECNICK]
 
-Models whose settings differ in lambda only make one curve. Writes crpe.md, tables/crpe.json and crpe-kodak.png (crpe-tecnick.png) to --output.
+Models whose settings differ in lambda only make one curve. Writes crpe.md, tables/crpe.json and crpe-kodak.png
+(crpe-tecnick.png; crpe.png of other pictures) to --output.
 Ours are whole files, really coded and decoded; the other codecs' curves are published ones.
 """
 
@@ -44,15 +45,14 @@ def curve(name, group):
     return {"name": name, "style": "o-", "results": points}
 
 
-def bd_rates(ours, dataset):
-    references = [published.curve(dataset, name) for name in REFERENCES[dataset]]
+def bd_rates(ours, references):
     rows = [[other["name"], *(evaluation.bd_rate_cell(other, ours, metric) for metric in ("psnr-rgb", "ms-ssim-rgb"))] for other in references]
     return markdown([f"BD-rate of {ours['name']} against", "PSNR RGB", "MS-SSIM RGB"], rows)
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("images", help="Folder of the Kodak pictures.")
+    parser.add_argument("images", help="Folder of pictures; published curves are drawn beside ours if it is called after Kodak.")
     parser.add_argument("--models", nargs="+", required=True, help="Zoo names or folders of CRPE models.")
     parser.add_argument("--tecnick", help="Folder of the Tecnick pictures.")
     parser.add_argument("--output", default="results", help="Folder for the tables and plots (default: %(default)s).")
@@ -74,7 +74,10 @@ def main():
         full = max(groups, key=lambda c: (c.second_hyper, c.crpe_z, c.crpe_y, len(groups[c])))
         curves = {key: curve(title(key, full), group) for key, group in groups.items()}
         count = next(iter(models.values()))["meta"]["pictures"]
-        text += [f"## {dataset.capitalize()}, mean of {count} pictures\n", provenance(models)]
+        known = dataset != "kodak" or published.is_of(dataset, images)  # other pictures than the published figures' may be given
+        references = [published.curve(dataset, name) for name in REFERENCES[dataset]] if known else []
+        heading = dataset.capitalize() if known else f"`{images}`"
+        text += [f"## {heading}, mean of {count} pictures\n", provenance(models)]
         rows = []
         for key, group in groups.items():
             for lmbda, found in group:
@@ -83,7 +86,7 @@ def main():
                 measures = [f"{r['bpp']:.4f}", f"{r['bpp-estimated']:.4f}", f"{r['psnr-rgb']:.3f}", f"{r['psnr-yuv']:.3f}", similarity]
                 rows.append([curves[key]["name"], f"{lmbda:g}", *measures, f"{r['encoding_time']:.2f}", f"{r['decoding_time']:.2f}"])
         text.append(markdown(["model", "lambda", "bpp", "estimated", "PSNR RGB", "PSNR YUV", "MS-SSIM RGB", "encoding, s", "decoding, s"], rows))
-        text += [bd_rates(ours, dataset) for ours in curves.values()]
+        text += [bd_rates(ours, references) for ours in curves.values() if references]
         latents = full.layers[0]
         rows = []
         for lmbda, found in groups[full]:
@@ -101,9 +104,9 @@ def main():
             rows.append([curves[key]["name"], cost, *(f"{lmbda:g}" for lmbda, _ in groups[key][:1])])
         if rows:
             text += ["What a switch costs: bits at equal PSNR against the first curve.\n", markdown(["switch", "BD-rate", "from lambda"], rows)]
-        plot = os.path.join(args.output, f"crpe-{dataset}.png")
-        plots.rate_distortion(plot, [*curves.values(), *(published.curve(dataset, name) for name in REFERENCES[dataset])])
-        data[dataset] = {c["name"]: c["results"] for c in curves.values()}
+        plot = os.path.join(args.output, f"crpe-{dataset}.png" if known else "crpe.png")
+        plots.rate_distortion(plot, [*curves.values(), *references])
+        data[dataset if known else "pictures"] = {c["name"]: c["results"] for c in curves.values()}
     atomic_write(os.path.join(args.output, "crpe.md"), "\n".join(text).encode())
     write_json(args.output, "crpe", data)
     print(os.path.join(args.output, "crpe.md"))

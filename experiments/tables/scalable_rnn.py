@@ -26,7 +26,16 @@ def paper_rows(hyperprior):
     return [{"layers": k + 1, "bpp": a[0], "psnr-rgb": a[1], "ms-ssim-rgb": b[1]} for k, (a, b) in enumerate(pairs)]
 
 
-def table(hyperprior, rows):
+def cell(value, spec):
+    return None if value is None else format(value, spec)
+
+
+def table(hyperprior, rows, known):
+    """One model's rows; beside the published ones if these are of the same pictures."""
+    if not known:
+        return markdown(
+            ["layers", *(metric for metric, _ in METRICS)], [[row["layers"], *(cell(row[m], spec) for m, spec in METRICS)] for row in rows]
+        )
     titles = ["layers"] + [f"{metric} {what}" for metric, _ in METRICS for what in ("published", "ours", "difference")]
     theirs = {row["layers"]: row for row in paper_rows(hyperprior)}
     cells = []
@@ -34,7 +43,7 @@ def table(hyperprior, rows):
         line = [row["layers"]]
         for metric, spec in METRICS:
             other, own = theirs.get(row["layers"], {}).get(metric), row[metric]
-            line += [format(other, spec) if other else None, None if own is None else format(own, spec)]
+            line += [cell(other, spec), cell(own, spec)]
             line.append(format(own - other, "+" + spec) if other and own is not None else None)
         cells.append(line)
     return markdown(titles, cells)
@@ -42,7 +51,7 @@ def table(hyperprior, rows):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("images", help="Folder of the Kodak pictures.")
+    parser.add_argument("images", help="Folder of pictures; published figures stand beside ours if it is called after Kodak.")
     parser.add_argument("--model", action="append", required=True, help="Zoo name or folder of a scalable model; may be repeated.")
     parser.add_argument("--output", default="results", help="Folder for the table and the plot (default: %(default)s).")
     args = parser.parse_args()
@@ -52,22 +61,28 @@ def main():
             raise UsageError(f"{name} is a {model}, not a scalable_rnn")
     models = measure(args.model, args.images, args.output)
     text, data, curves = [], {}, []
+    known = published.is_of("kodak", args.images)
     for name, found in models.items():
         results = found["results"]
         rows = [{key: results[key][k] for key in ("layers", "bpp", "psnr-rgb", "ms-ssim-rgb")} for k in range(len(results["bpp"]))]
         hyperprior = any(key.startswith("bpp-z_") for key in results)
         data[name] = {"hyperprior": hyperprior, "rows": rows}
-        text += [f"## {name}\n", f"Published: {'with' if hyperprior else 'without'} hyperprior.\n", table(hyperprior, rows)]
+        text += [
+            f"## {name}\n",
+            *([f"Published: {'with' if hyperprior else 'without'} hyperprior.\n"] if known else []),
+            table(hyperprior, rows, known),
+        ]
         points = {metric: [(row["bpp"], row[metric]) for row in rows] for metric, _ in METRICS[1:]}
         curves.append({"name": name, "style": "o-", "results": points})
     base = os.path.join(args.output, "scalable_rnn")
-    contents = {"published": {"with hyperprior": paper_rows(True), "without hyperprior": paper_rows(False)}, "models": data}
+    theirs = {"published": {"with hyperprior": paper_rows(True), "without hyperprior": paper_rows(False)}} if known else {}
+    contents = {**theirs, "models": data}
     write_json(args.output, "scalable_rnn", contents)
     count = next(iter(models.values()))["meta"]["pictures"]
     head = f"# Scalable RNN: {count} pictures, whole files coded and decoded\n"
-    source = f"Published figures: {published.curve('kodak', 'scalable-rnn-with-hyperprior')['source']}.\n"
-    atomic_write(base + ".md", "\n".join([head, source, provenance(models), *text]).encode())
-    references = ("scalable-rnn-with-hyperprior", "scalable-rnn-without-hyperprior", "toderici-2017-cvpr", "jpeg", "jpeg2000")
+    source = [f"Published figures: {published.curve('kodak', 'scalable-rnn-with-hyperprior')['source']}.\n"] if known else []
+    atomic_write(base + ".md", "\n".join([head, *source, provenance(models), *text]).encode())
+    references = ("scalable-rnn-with-hyperprior", "scalable-rnn-without-hyperprior", "toderici-2017-cvpr", "jpeg", "jpeg2000") if known else ()
     plots.rate_distortion(base + ".png", curves + [published.curve("kodak", name) for name in references], max_bpp=1.0)
     print(f"{base}.md, .png")
 

@@ -45,17 +45,17 @@ def cells(row, spec):
 
 def picture_table(name, targets, rows, paper):
     """Tables II to V: one picture."""
-    titles = ["target bpp", "reached", "deviation", "lambda", "codings", "YUV_PSNR", "Y_MS-SSIM dB"]
+    titles = ["target bpp", "reached", "deviation", "model", "lambda", "codings", "YUV_PSNR", "Y_MS-SSIM dB"]
     titles += ["reached, published", "YUV_PSNR, published", "Y_MS-SSIM dB, published"] if paper else []
     lines = []
     for target, row in zip(targets, rows):
         k = TARGETS.index(target)
         if isinstance(row, str):
-            line = [target, row] + [None] * 5
+            line = [target, row] + [None] * 6
         else:
             similarity = row["ms-ssim-y"]
             decibels = metrics.decibels(similarity) if similarity == similarity else None
-            line = [target, f"{row['bpp']:.4f}", f"{100 * row['deviation']:+.2f} %", f"{row['lmbda']:.5g}", row["codings"]]
+            line = [target, f"{row['bpp']:.4f}", f"{100 * row['deviation']:+.2f} %", row["model"], f"{row['lmbda']:.5g}", row["codings"]]
             line += [f"{row['psnr-yuv']:.2f}", cells(decibels, ".2f")]
         if paper:
             line += [cells(paper["reached_bpp"][k], ".4f"), cells(paper["yuv_psnr"][k], ".2f"), cells(paper["y_ms_ssim_db"][k], ".2f")]
@@ -70,9 +70,15 @@ def time_table(rows_by_picture, sizes, times):
         good = [row for row in rows if not isinstance(row, str)]
         encoding, decoding = (sum(row[key] for row in good) / len(good) if good else None for key in ("encoding_time", "decoding_time"))
         paper = times.get(name, {})
-        line = [name, "{} x {}".format(*sizes[name]), cells(encoding, ".2f"), cells(decoding, ".2f")]
+        line = [
+            name,
+            "{} x {}".format(*sizes[name]),
+            ", ".join(sorted({row["model"] for row in good})),
+            cells(encoding, ".2f"),
+            cells(decoding, ".2f"),
+        ]
         lines.append(line + [paper.get(key) for key in ("encode_cpu", "encode_gpu", "decode_cpu", "decode_gpu")])
-    titles = ["picture", "size", "encoding, s", "decoding, s", "paper: encode CPU", "encode GPU", "decode CPU", "decode GPU"]
+    titles = ["picture", "size", "models", "encoding, s", "decoding, s", "paper: encode CPU", "encode GPU", "decode CPU", "decode GPU"]
     return markdown(titles, lines)
 
 
@@ -114,7 +120,7 @@ def main():
         }
         curves.append({"name": name, "style": "o-", "results": points})
     references = ("jpeg", "jpeg2000", "bpg444", "bmshj2018-hyperprior-mse", "mbt2018-mean-mse", "vtm")
-    kodak = [published.curve("kodak", name) for name in references] if "kodak" in os.path.basename(os.path.normpath(args.images)).lower() else []
+    kodak = [published.curve("kodak", name) for name in references] if published.is_of("kodak", args.images) else []
     plots.rate_distortion(base + ".png", [*curves, *kodak], title="one model, all rates")
     print(f"{base}.md, .png")
 

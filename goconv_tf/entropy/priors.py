@@ -31,6 +31,7 @@ class FactorizedPrior(tf.keras.layers.Layer):
     def __init__(self, channels, filters=(3, 3), **kwargs):
         super().__init__(dtype="float32", **kwargs)
         self.channels = channels
+        self.table_rows = channels
         self.prior = tfc.NoisyDeepFactorized(batch_shape=(channels,), num_filters=filters)
         self.table = None
         # Fraction of each channel's median; zero until the coding table is built.
@@ -63,6 +64,8 @@ class GaussianConditional(tf.keras.layers.Layer):
     Scales are bounded below by 0.11, with tfc's gradient through the bound; for coding each
     is rounded up to one of 64 values, exp(linspace(log 0.11, log 256, 64)).
     """
+
+    table_rows = SCALES_LEVELS
 
     def __init__(self, **kwargs):
         super().__init__(dtype="float32", **kwargs)

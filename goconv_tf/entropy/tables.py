@@ -31,6 +31,15 @@ class CodingTable:
         self.cdf = np.asarray(cdf, np.int32)
         self.offset = np.asarray(offset, np.int32)
 
+    def check(self, rows):
+        """ValueError unless these are so many rows, each of rising cumulative frequencies from 0 to 2**PRECISION."""
+        own = self.rows[:-2]
+        if self.cdf.ndim != 1 or len(own) != rows or self.offset.shape != (rows,) or (self.cdf[self.cdf < 0] != -PRECISION).any() or self.cdf[0] >= 0:
+            raise ValueError(f"cdf {list(self.cdf.shape)} with offset {list(self.offset.shape)} is not a table of {rows} rows")
+        for row in own:
+            if len(row) < 2 or row[0] != 0 or row[-1] != 2**PRECISION or (np.diff(row) <= 0).any():
+                raise ValueError(f"not cumulative frequencies of {PRECISION} bits")
+
     @functools.cached_property
     def rows(self):
         """Cumulative frequencies [0 ... 2**precision] as lists: the table's own, then the two of `_escape_rows`."""

@@ -178,7 +178,7 @@ class _GoConv(tf.keras.layers.Layer):
             x = conv.exact(x)
             return x if activation is None else activation.exact(x)
         x = conv(x) if factors is None else conv(x, factors(name))
-        return x if activation is None else activation(x)
+        return x if activation is None else tf.cast(activation(x), x.dtype)  # Keras makes layers of its global policy
 
     def _octave(self, inputs, factors=None, exactly=False):
         """factors: path -> what its convolution is multiplied by, if anything. exactly: compute on the grid."""

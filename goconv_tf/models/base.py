@@ -61,6 +61,8 @@ def stage(method=None, *, inputs=None, outputs=None, margin=0):
             return method(self, *args)
         functions = self.__dict__.setdefault("_stages", {})
         flat = tf.nest.flatten(args)
+        there = [x is not None for x in flat]  # and not `flat` itself in what is kept: pictures would stay in memory
+        structure = tf.nest.pack_sequence_as(args, there)
         present = [x for x in flat if x is not None]
         # Pictures and features of any size share a function; lambdas of one picture and of several do not.
         key = (method.__name__, *(None if x is None else (tf.as_dtype(x.dtype), x.shape[0] if len(x.shape) == 1 else 0) for x in flat))
@@ -72,7 +74,7 @@ def stage(method=None, *, inputs=None, outputs=None, margin=0):
 
             def run(*tensors):
                 left = iter(tensors)
-                return method(self, *tf.nest.pack_sequence_as(args, [None if x is None else next(left) for x in flat]))
+                return method(self, *tf.nest.pack_sequence_as(structure, [next(left) if given else None for given in there]))
 
             functions[key] = tf.function(functools.partial(run), input_signature=[spec(x) for x in present], autograph=False)
         return functions[key](*present)
@@ -152,7 +154,7 @@ class Codec(tf.keras.Model):
           seed: int32 [2], or [batch, 2], of the noise.
           step: int32 [], for schedules.
 
-        `distortion` ("mse" or "mix") chooses D. `balance` b weighs a sample by (lambda / middle of the
+        `distortion` ("mse", "mix" or "ms-ssim") chooses D (`losses.distortion`). `balance` b weighs a sample by (lambda / middle of the
         range)^-b: at 0, as in the papers, the highest lambdas dominate the gradients; at 0.5, R + lambda * D
         has about the same size at all rates. The best a model can do at each lambda is the same.
         `quantization` ("noise" or "mixed"): see `entropy.NoisyWalker`.
@@ -252,7 +254,8 @@ class Codec(tf.keras.Model):
                 layer.quantized = layer.quantize()
             except ValueError as error:
                 raise ValueError(f"{path}: {error}") from error
-        self.__dict__.pop("_stages", None)
+        if self.keeps_stages:  # these hold the integers; without graphs around them, NumPy computes with those
+            self.__dict__.pop("_stages", None)
 
     def _made_exact(self, walker, wanted):
         """The walker, set to compute entropy parameters with integers or floats; None: with integers where there are any."""
@@ -274,6 +277,12 @@ class Codec(tf.keras.Model):
         walker = self._made_exact(entropy.RoundingWalker(self.analysis(x, lmbda)), exact)
         pictures = self.pictures(self.walk(walker), lmbda)
         return Estimate(pictures[-1], {name: walker.bits(name) for name in self.latent_names}, tuple(pictures))
+
+    def bits(self, x, lmbda, exact=None):
+        """The rates of `estimate`, {latent: bits [batch]}, without its pictures."""
+        walker = self._made_exact(entropy.RoundingWalker(self.analysis(x, lmbda)), exact)
+        self.walk(walker)
+        return {name: walker.bits(name) for name in self.latent_names}
 
     def compress(self, x, lmbda, coder="tfc", reconstruct=False, layers=None, exact=None, tile=None):
         """Codes one picture.

@@ -23,8 +23,8 @@ class CRPE(Codec):
         y_H ~ N(f_y(up(y_L~), up4(P2_H), P1_H))                         CRPE at level y;   x^ = g_s(y_H~, y_L~)
 
     y_H has h/16 x w/16 positions, z1_H and z2_H a quarter as many a side, low resolutions half of theirs,
-    all rounded up: pictures of any size are one piece (the original cuts those over 5000 pixels a side in two,
-    for memory's sake; here memory grows with the area, and is checked beforehand).
+    all rounded up: pictures of any size are one stream (the original cuts those over 5000 pixels a side in two, for
+    memory's sake; here large ones are computed in tiles, which changes nothing of it).
 
     What the paper ablates is in the config: `second_hyper` (without: z1 has factorized priors, y_L halves of P1_L),
     `crpe_z` and `crpe_y` (without: f sees no decoded low resolution), `if_weight` (0: no information-fidelity
