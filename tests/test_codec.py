@@ -136,7 +136,7 @@ def test_pictures_that_are_refused(tmp_path):
     with pytest.raises(ImageError, match="transparency"):
         codec.from_pillow(rgb.convert("RGBA").quantize(8), "palette")
     for name in ("shallow.jp2", "shallow.sgi", "shallow.avif"):
-        assert np.abs(codec.read_picture(save(rgb, name)).astype(int) - draw(20, 30)).mean() < 5
+        assert np.abs(codec.read_picture(save(rgb, name)).astype(int) - draw(20, 30)).mean() < 10
 
 
 def test_lambda_is_carried_exactly(model):
