@@ -21,6 +21,7 @@ import apache_beam as beam
 from apache_beam.io.filesystem import CompressionTypes, FileSystem
 from apache_beam.io.filesystems import FileSystems
 from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions
+from PIL import Image
 
 from goconv_tf import bitstream, codec, commands, evaluation, zoo
 from goconv_tf.errors import BitstreamError, CheckpointError, GoConvError, UsageError
@@ -133,9 +134,13 @@ def describe(data) -> Dict[str, Any]:
 
 def finished(task, source, target) -> Dict[str, Any]:
     """The measures of an output that is there; GoConvError if it is not one."""
-    if task.command == "decompress":
-        return describe(read(source))
     data = read(target)
+    if task.command == "decompress":
+        row = describe(read(source))
+        with contextlib.suppress(Exception), Image.open(io.BytesIO(data)) as image:
+            if image.size == (row["width"], row["height"]):
+                return row
+        raise GoConvError(f"{target} is in the way: it is no picture of {source}")
     if task.command == "evaluate":
         with contextlib.suppress(ValueError):
             row = json.loads(data)

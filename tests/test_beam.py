@@ -252,7 +252,7 @@ def test_names_that_are_no_text(model_dir, tmp_path, monkeypatch):
     assert lines(tmp_path / "out" / archive.METRICS)[0]["path"].endswith("caf\\udce9.png")
 
 
-def test_what_cannot_be_run(memory, model_dir, tmp_path, monkeypatch, capsys):
+def test_what_cannot_be_run(memory, model, model_dir, tmp_path, monkeypatch, capsys):
     for name in ("a.png", "a.jpg", "b/_metrics.png", "_summary.png", f"c/{archive.TEMPORARY}/a.png"):
         memory[f"mem://in/{name}"] = png(draw(16, 16))
     before = dict(memory)
@@ -291,6 +291,11 @@ def test_what_cannot_be_run(memory, model_dir, tmp_path, monkeypatch, capsys):
     memory["mem://out3/_settings.json"] = b"3"
     with pytest.raises(UsageError, match=r"_settings\.json: is not what an earlier run has written"):
         run("evaluate", "mem://in/a.png", "mem://out3", "--model=tiny-test")
+
+    memory["mem://coded/a.gcv"] = codec.compress(model, draw(16, 16)).data
+    memory["mem://decoded/a.png"] = png(draw(16, 17))
+    assert run("decompress", "mem://coded/a.gcv", "mem://decoded", f"--model={model_dir}") == 3
+    assert memory["mem://decoded/a.png"] == png(draw(16, 17)) and b"in the way" in memory["mem://decoded/_dead_letters.jsonl"]
 
     # A damaged model is no picture's fault.
     folder = tmp_path / "damaged"
