@@ -457,9 +457,9 @@ def train(options: Options):
     watch = [Watch(options, validator, writer, progress)] if chief else []
     if ended:  # but something stopped it before its last export
         backup = Backup(backup_dir, progress)
-        for callback in (backup, *watch):
-            callback.set_model(model)
+        backup.set_model(model)
         backup.on_train_begin()
+        watch[0].set_model(model)
         watch[0].watch()
         return model
     with stopped_by_signals(progress.stop), cluster.lost_workers(strategy, folder), data_errors(), save_errors(backup_dir):
