@@ -93,6 +93,7 @@ def compress(args):
     from goconv_tf.files import atomic_write
 
     commands.check_output(args.output_file, args.input_file)
+    commands.check_replaceable(args.output_file)
     model = zoo.load_pretrained(args.checkpoint_dir)
     picture = codec.read_picture(args.input_file)
     result = codec.compress(model, picture, reconstruct=True, layers=args.iter)

@@ -9,7 +9,6 @@ import dataclasses
 import io
 import json
 import math
-import os
 import posixpath
 import re
 import threading
@@ -137,7 +136,7 @@ def finished(task, source, target) -> Dict[str, Any]:
     data = read(target)
     if task.command == "decompress":
         row = describe(read(source))
-        with contextlib.suppress(Exception), Image.open(io.BytesIO(data)) as image:
+        with contextlib.suppress(Exception), codec.pillow_limit(task.max_pixels), Image.open(io.BytesIO(data)) as image:
             if image.size == (row["width"], row["height"]):
                 return row
         raise GoConvError(f"{target} is in the way: it is no picture of {source}")
@@ -185,7 +184,7 @@ class Work(beam.DoFn):
         self.task = task
 
     def process(self, pair):
-        source, target = map(os.fsdecode, pair)
+        source, target = (path.decode("utf-8", "surrogateescape") for path in pair)
         try:
             if FileSystems.exists(target):
                 row = finished(self.task, source, target)
@@ -197,7 +196,7 @@ class Work(beam.DoFn):
             raise  # no picture's fault
         except Exception as error:  # one picture must not stop the others
             kind = "" if isinstance(error, (GoConvError, OSError)) else f"{type(error).__name__}: "
-            yield beam.pvalue.TaggedOutput("dead", {"path": _shown(source), "reason": kind + " ".join(str(error).split())})
+            yield beam.pvalue.TaggedOutput("dead", {"path": _shown(source), "reason": _shown(kind + " ".join(str(error).split()))})
         else:
             yield {"path": _shown(source), "output": _shown(target), **row}
 
@@ -297,7 +296,7 @@ def run(task, pattern, options) -> Dict[str, Any]:
         with beam.Pipeline(options=options) as pipeline:
             rows, dead = (
                 pipeline
-                | "Inputs" >> beam.Create([tuple(map(os.fsencode, pair)) for pair in pairs], reshuffle=False)
+                | "Inputs" >> beam.Create([tuple(path.encode("utf-8", "surrogateescape") for path in pair) for pair in pairs], reshuffle=False)
                 | "Spread" >> beam.Reshuffle()
                 | "Work" >> beam.ParDo(Work(task)).with_outputs("dead", main="rows")
             )

@@ -27,7 +27,8 @@ def _is_deep(image):
     """Whether an opened picture has more than 8 bits a sample, which Pillow would cut off for RGB."""
     if getattr(image, "filename", "") and not getattr(image, "fp", None):  # its pixels have been read, and with them what said so
         with contextlib.suppress(Exception), Image.open(image.filename) as again:
-            return again.format == image.format and _is_deep(again)
+            if again.format == image.format and _is_deep(again):
+                return True
     depths = getattr(image, "tag_v2", {}).get(258, (8,))  # TIFF's BitsPerSample
     arguments = [str(part) for tile in getattr(image, "tile", []) for part in (tile[3] if isinstance(tile[3], tuple) else (tile[3],))]
     maximum = [int(a) for a in arguments if a.isdigit()] if image.format == "PPM" else []
@@ -190,12 +191,6 @@ def choose_tile(model, size, tile=None, exact=True):
     return tile // CELL if tile else None
 
 
-def _inside(lmbda, config):
-    """lambda, moved into the model's range from as little outside as files carry it there: they round it."""
-    inside = min(max(lmbda, config.lmbda_min), config.lmbda_max)
-    return inside if abs(lmbda - inside) < 1 / bitstream.LMBDA_SCALE else lmbda
-
-
 def check_picture(picture):
     """ImageError unless it is uint8 [h, w, 3]."""
     if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3 or not picture.size:
@@ -209,7 +204,8 @@ def check_operating_point(model, lmbda=None, target_bpp=None, layers=None):
     if lmbda is not None:
         if not model.has_lambda:
             raise RateError(f"{config.model} has no lambda to choose" + ("; it has layers" if scalable else ": it was trained for one"))
-        if not config.lmbda_min <= lmbda <= config.lmbda_max:
+        rounding = 1 / bitstream.LMBDA_SCALE  # of lambda in files, perhaps to outside the range
+        if not config.lmbda_min - rounding < lmbda < config.lmbda_max + rounding:
             raise RateError(f"lambda {lmbda:g} is outside the model's range, {config.lmbda_min:g} to {config.lmbda_max:g}")
     if target_bpp is not None and not (model.has_lambda or scalable):
         raise RateError(f"{config.model} has one rate, which cannot be chosen")
@@ -241,8 +237,6 @@ def compress(model, picture, lmbda=None, target_bpp=None, entropy_coder="tfc", r
     if entropy_coder not in bitstream.CODER_NAMES:
         raise UsageError(f"entropy_coder must be {' or '.join(bitstream.CODER_NAMES)}, not {entropy_coder}")
     check_picture(picture)
-    if model.has_lambda and lmbda is not None:
-        lmbda = _inside(lmbda, model.config)
     check_operating_point(model, lmbda, target_bpp, layers)
     check_exact(model, exact)
     height, width = picture.shape[:2]
@@ -298,7 +292,7 @@ def estimate(model, picture, lmbda=None, layers=None):
     from goconv_tf.models import tiles
 
     if model.has_lambda:
-        lmbda = model.config.lmbda_middle if lmbda is None else _inside(lmbda, model.config)
+        lmbda = model.config.lmbda_middle if lmbda is None else lmbda
     check_picture(picture)
     check_operating_point(model, lmbda, None, layers)
     value = bitstream.dequantize_lmbda(bitstream.quantize_lmbda(lmbda)) if model.has_lambda else 0.0

@@ -29,17 +29,17 @@ def status_of(action, *args, prefix="error"):
         sys.stdout.reconfigure(errors="backslashreplace")  # names of files need not be in the terminal's encoding
     try:
         status = action(*args) or 0
-        sys.stdout.flush()
+        print(end="", flush=True)
         return status
     except KeyboardInterrupt:
         print(f"{prefix}: interrupted", file=sys.stderr)
         return 130
     except (GoConvError, OSError, MemoryError) as error:
-        print(f"{prefix}: {error or 'not enough memory'}", file=sys.stderr)
+        print(f"{prefix}: {str(error) or 'not enough memory'}", file=sys.stderr)
         return 1
     finally:
         try:
-            sys.stdout.flush()
+            print(end="", flush=True)
         except OSError:  # a closed pipe or a full disk: Python would try, and complain, again
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
@@ -120,6 +120,8 @@ def write_picture(path, picture):
         raise UsageError(f"{path}: unknown picture format {extension!r}; use .png")
     try:
         data = codec.picture_bytes(picture, picture_format)
+    except MemoryError:
+        raise
     except Exception as error:  # Pillow raises almost anything for sizes that a format does not have
         raise UsageError(f"{path}: cannot be written as {picture_format}: {error}") from error
     atomic_write(path, data)
@@ -137,7 +139,8 @@ def for_each(pairs, action, output_dir=None):
             line = action(source, target)
         except (GoConvError, OSError, MemoryError) as error:
             failures += 1
-            text = str(error) if str(error).startswith(source) else f"{source}: {error or 'not enough memory'}"
+            text = str(error) or "not enough memory"
+            text = text if text.startswith(source) else f"{source}: {text}"
             print(f"error: {text}", file=sys.stderr, flush=True)
             continue
         left = (time.time() - begin) / number * (len(pairs) - number)
@@ -235,6 +238,7 @@ def truncate(source, target, layers=None, target_bpp=None, max_pixels=codec.MAX_
     """The truncate command: cuts a scalable stream to its first layers, without decoding or TensorFlow; returns the exit status."""
 
     def action(source, target):
+        check_replaceable(target)
         stream = bitstream.unpack(read_stream_file(source), max_pixels)
         if layers is not None and not 1 <= layers <= len(stream.layers):
             raise UsageError(f"{layers} layers were asked for; the file has {len(stream.layers)}")

@@ -21,7 +21,7 @@ def staged(path: str, data: bytes):
     if os.path.exists(path) and not os.path.isfile(path):
         raise OSError(f"{path}: is not a regular file")
     folder = os.path.dirname(os.path.abspath(path))
-    name = os.fsdecode(os.fsencode(os.path.basename(path))[:200])  # with what is added, no longer than names may be
+    name = os.fsencode(os.path.basename(path))[:200].decode(errors="ignore")  # with what is added, no longer than names may be
     handle, temporary = tempfile.mkstemp(prefix=f".{name}.", dir=folder)
     try:
         try:

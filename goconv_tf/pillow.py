@@ -18,8 +18,9 @@ ImageFile.LOAD_TRUNCATED_IMAGES, the whole layers of a scalable file are shown. 
     lmbda, target_bpp, layers, entropy_coder, exact: as `goconv_tf.compress`.
 
 and, as `goconv_tf.read_picture`, turns pictures as their EXIF says (a .gcv file has none) and refuses transparency and more than 8 bits
-a sample with OSError; ValueError is for rates that the model does not reach, and arguments that do not fit together. Pillow itself
-empties a file that it is to replace before the picture is coded.
+a sample with OSError (of pictures opened by name: Pillow cuts others to 8 bits before it asks us); ValueError is for rates that the
+model does not reach, and arguments that do not fit together. Pillow itself empties a file that it is to replace before the picture
+is coded.
 """
 
 import contextlib

@@ -25,7 +25,9 @@ def _complete_octave(config):
         raise UsageError(f"estimation_widths must be 2 numbers, not {len(config.estimation_widths)}")
     if min(config.estimation_widths) < 1:
         raise UsageError(f"estimation_widths must be positive, not {config.estimation_widths}")
-    for name in ("filters", "latents", "hyper_width"):
+    if not 0 < round(config.alpha * config.hyper_width) < config.hyper_width:
+        raise UsageError(f"hyper_width {config.hyper_width} cannot be split with alpha {config.alpha:g}")
+    for name in ("filters", "latents"):
         low = config.alpha * getattr(config, name)
         if low != int(low) or not 0 < low < getattr(config, name):
             raise UsageError(f"{name} {getattr(config, name)} cannot be split with alpha {config.alpha:g}: both shares must be whole and positive")
@@ -239,7 +241,7 @@ def _fits(now, value) -> bool:
         return isinstance(value, (list, tuple)) and all(_fits(now[0], item) for item in value)
     if isinstance(now, bool) or isinstance(value, bool):
         return isinstance(now, bool) and isinstance(value, bool)
-    return isinstance(value, (int, float)) and abs(value) < 1e6 and (isinstance(now, float) or value == int(value))
+    return isinstance(value, (int, float)) and abs(value) < 2**31 and (isinstance(now, float) or value == int(value))
 
 
 def change_settings(config, settings: Sequence[str]):

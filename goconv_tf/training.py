@@ -134,14 +134,15 @@ class Validator:
         self.codec.build_exact()  # which files are made with; `build_tables` makes it anew
         self.distortion = model.distortion
         self.lambdas = lambdas if model.has_lambda else (0.0,)
-        self.pictures = []
+        self.pictures, digest = [], hashlib.sha256()
         for path in paths:
             picture = data.read_rgb(path)
             height, width = (n // 16 * 16 for n in picture.shape[:2])
             if self.distortion != "mse" and min(height, width) < metrics.MS_SSIM_SIDE:
                 raise DataError(f"{path}: too small to validate with --distortion {self.distortion}, which needs 176 pixels a side")
             self.pictures.append(picture[:height, :width])
-        self.digest = hashlib.sha256(b"".join(picture.tobytes() for picture in self.pictures)).hexdigest()[:16]
+            digest.update(self.pictures[-1].tobytes())
+        self.digest = digest.hexdigest()[:16]
 
     def _error(self, picture, decoded):
         """D of the loss."""
@@ -310,7 +311,7 @@ def exported_step(folder) -> int:
     """The step of the last export in a training folder; 0 if there is none."""
     try:
         return zoo.read_info(os.path.join(folder, "export")).card["training"]["steps"]
-    except (CheckpointError, KeyError):
+    except (CheckpointError, KeyError, TypeError):
         return 0
 
 
@@ -445,12 +446,12 @@ def train(options: Options):
 
     start = saved_step(backup_dir)
     ended = start >= options.last_step
-    if ended and (not chief or strategy.num_replicas_in_sync > 1 or exported_step(folder) >= start):
+    if ended and (cluster.spans_machines(strategy) or exported_step(folder) >= start):
         raise UsageError(f"{folder} is already at step {start} of {options.last_step}: raise --last_step to go on")
     total = cluster.make_total(strategy)
     if total(start) != start * total(1):
         raise UsageError(f"the workers see different saves in {folder}: it must be one folder that all of them share")
-    tell(f"{'going on from' if start else 'starting at'} step {start}", flush=True)
+    tell(f"{'exporting' if ended else 'going on from' if start else 'starting at'} step {start}", flush=True)
     writer = tf.summary.create_file_writer(os.path.join(folder, "tensorboard")) if options.tensorboard and chief else None
     validator = Validator(model, val_paths, options.val_lambdas or lambdas) if val_paths and chief else None
     progress = Progress(options, os.path.join(folder, "log.jsonl") if chief else None, writer, total)
@@ -458,9 +459,10 @@ def train(options: Options):
     if ended:  # but something stopped it before its last export
         backup = Backup(backup_dir, progress)
         backup.set_model(model)
-        backup.on_train_begin()
         watch[0].set_model(model)
-        watch[0].watch()
+        with strategy.scope(), save_errors(backup_dir):
+            backup.on_train_begin()
+            watch[0].watch()
         return model
     with stopped_by_signals(progress.stop), cluster.lost_workers(strategy, folder), data_errors(), save_errors(backup_dir):
         model.fit(

@@ -247,7 +247,9 @@ def test_names_that_are_no_text(model_dir, tmp_path, monkeypatch):
     (tmp_path / "in").mkdir()
     name = os.fsdecode(b"caf\xe9")
     (tmp_path / "in" / f"{name}.png").write_bytes(png(draw(16, 16)))
-    assert run("compress", f"{tmp_path}/in/*.png", str(tmp_path / "out"), "--model=tiny-test") == 0
+    (tmp_path / "in" / f"{name}2.png").write_bytes(b"none")
+    assert run("compress", f"{tmp_path}/in/*.png", str(tmp_path / "out"), "--model=tiny-test") == 3
+    assert "caf\\udce92.png: cannot be read" in lines(tmp_path / "out" / archive.DEAD_LETTERS)[0]["reason"]
     assert (tmp_path / "out" / f"{name}.gcv").exists()
     assert lines(tmp_path / "out" / archive.METRICS)[0]["path"].endswith("caf\\udce9.png")
 

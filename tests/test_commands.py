@@ -98,6 +98,7 @@ def test_wrong_use_is_one_line(command, command_here, photo, tmp_path):
         (("decompress", tmp_path / "big.gcv"), "limit is 200000000"),
         (("decompress", tmp_path / "stranger.gcv"), "not in the zoo"),
         (("decompress", tmp_path / "stranger.gcv", "--model", "tiny-test"), "another model"),
+        (("truncate", tmp_path / "big.gcv", tmp_path / "kept.sgi", "--layers", "1"), "is there already, and no compressed file"),
     ):
         assert word in one_line(command_here(*args)), args
     one_line(command("compress", photo, out, "--model", "tiny-test", "--lmbda", "0.9"))
@@ -122,6 +123,20 @@ def test_output_that_cannot_be_written_is_one_line():
                 process.stdout.close()
             error = process.stderr.read()
         assert process.wait() == 1 and error.startswith("error: [Errno") and len(error.splitlines()) == 1, error
+
+
+def test_no_output_at_all():
+    env = {**os.environ, "PYTHONPATH": ROOT}
+    done = subprocess.run(f"{sys.executable} -m goconv_tf models >&-", shell=True, env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 0 and done.stderr == ""
+
+
+def test_lack_of_memory_is_one_line(capsys):
+    def greedy(*_):
+        raise MemoryError
+
+    assert commands.status_of(greedy) == 1 and commands.for_each([("a", "b")], greedy) == 1
+    assert capsys.readouterr().err == "error: not enough memory\nerror: a: not enough memory\n"
 
 
 def test_ctrl_c_is_one_line(capsys):

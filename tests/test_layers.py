@@ -219,7 +219,13 @@ def test_double_precision():
     for ours, single in zip((high, low), same(x.astype(np.float32))):
         np.testing.assert_allclose(ours, single, atol=1e-6)
     made = GoConv2D(4, 3, activation=tf.keras.layers.ReLU, dtype="float64")  # Keras makes it of its own global type
-    assert {y.dtype for y in made(x)} == {tf.float64}
+    named = GoConv2D(4, 3, activation="relu", dtype="float64")
+    for built in (made, named):
+        built(x)
+    named.set_weights(made.get_weights())
+    for ours, same_one in zip(made(x), named(x)):
+        assert ours.dtype == tf.float64
+        np.testing.assert_array_equal(ours, same_one)
 
 
 @pytest.mark.parametrize("activation", ["gdn", tf.keras.layers.PReLU, lambda: tf.keras.layers.ReLU(6.0), lambda: tf.nn.relu, None])

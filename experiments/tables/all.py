@@ -95,9 +95,9 @@ def main():
     for kind in tables:
         with open(os.path.join(args.output, f"{kind}.md"), encoding="utf-8") as f:
             text.append(f.read().replace("\n#", "\n##").replace("# ", "## ", 1))
-        for plot in (f"{kind}.png", f"{kind}-kodak.png", f"{kind}-tecnick.png"):
-            if os.path.exists(os.path.join(args.output, plot)):
-                text.append(f"![{kind}]({plot})\n")
+        plots_of_it = [f"{kind}-kodak.png" if kind == "crpe" and is_of("kodak", args.images) else f"{kind}.png"]
+        plots_of_it += ["crpe-tecnick.png"] if kind == "crpe" and args.tecnick else []
+        text += [f"![{kind}]({plot})\n" for plot in plots_of_it]
     atomic_write(os.path.join(args.output, "RESULTS.md"), "\n".join(text).encode())
     print(os.path.join(args.output, "RESULTS.md"))
 

@@ -33,10 +33,10 @@ class CodingTable:
 
     def check(self, rows):
         """ValueError unless these are so many rows, each of rising cumulative frequencies from 0 to 2**PRECISION."""
-        own = self.rows[:-2]
-        if self.cdf.ndim != 1 or len(own) != rows or self.offset.shape != (rows,) or (self.cdf[self.cdf < 0] != -PRECISION).any() or self.cdf[0] >= 0:
+        starts = self.cdf[self.cdf < 0]
+        if self.cdf.ndim != 1 or self.offset.shape != (rows,) or len(starts) != rows or (starts != -PRECISION).any() or self.cdf[0] >= 0:
             raise ValueError(f"cdf {list(self.cdf.shape)} with offset {list(self.offset.shape)} is not a table of {rows} rows")
-        for row in own:
+        for row in self.rows[:-2]:
             if len(row) < 2 or row[0] != 0 or row[-1] != 2**PRECISION or (np.diff(row) <= 0).any():
                 raise ValueError(f"not cumulative frequencies of {PRECISION} bits")
 

@@ -142,8 +142,10 @@ class _GoConv(tf.keras.layers.Layer):
             name=name,
             dtype=self.dtype_policy,
         )
-        keep = {"name": f"{name}_activation", "dtype": self.dtype_policy}
-        return conv, make_activation(self.activation, **(keep if isinstance(self.activation, str) else {}))
+        activation, keep = self.activation, {"name": f"{name}_activation", "dtype": self.dtype_policy}
+        if isinstance(activation, type) and issubclass(activation, tf.keras.layers.Layer):  # which would be of Keras' global policy
+            activation, keep = functools.partial(activation, dtype=self.dtype_policy), {}
+        return conv, make_activation(activation, **(keep if isinstance(activation, str) else {}))
 
     def build(self, input_shape):
         pair = _is_pair(input_shape)
@@ -178,7 +180,7 @@ class _GoConv(tf.keras.layers.Layer):
             x = conv.exact(x)
             return x if activation is None else activation.exact(x)
         x = conv(x) if factors is None else conv(x, factors(name))
-        return x if activation is None else tf.cast(activation(x), x.dtype)  # Keras makes layers of its global policy
+        return x if activation is None else tf.cast(activation(x), x.dtype)  # what a factory makes may have another
 
     def _octave(self, inputs, factors=None, exactly=False):
         """factors: path -> what its convolution is multiplied by, if anything. exactly: compute on the grid."""

@@ -62,11 +62,11 @@ def stage(method=None, *, inputs=None, outputs=None, margin=0):
         functions = self.__dict__.setdefault("_stages", {})
         flat = tf.nest.flatten(args)
         there = [x is not None for x in flat]  # and not `flat` itself in what is kept: pictures would stay in memory
-        structure = tf.nest.pack_sequence_as(args, there)
         present = [x for x in flat if x is not None]
         # Pictures and features of any size share a function; lambdas of one picture and of several do not.
         key = (method.__name__, *(None if x is None else (tf.as_dtype(x.dtype), x.shape[0] if len(x.shape) == 1 else 0) for x in flat))
         if key not in functions:
+            structure = tf.nest.pack_sequence_as(args, there)
 
             def spec(x):
                 x = tf.convert_to_tensor(x)
