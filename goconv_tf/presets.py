@@ -212,7 +212,7 @@ PRESETS: Dict[str, Dict[str, Any]] = {
     "variable_rate": {
         "paper": VariableRateConfig(),
         "base": VariableRateConfig(filters=192, latents=384, lmbda_min=3e-4, lmbda_max=0.2),
-        "medium": VariableRateConfig(filters=96, latents=320, hyper_width=128, estimation_widths=(320, 256), lmbda_min=5e-4, lmbda_max=0.1),
+        "medium": VariableRateConfig(filters=128, latents=448, hyper_width=128, estimation_widths=(320, 256), lmbda_min=5e-4, lmbda_max=0.1),
         "small": VariableRateConfig(filters=64, latents=256, hyper_width=128, estimation_widths=(320, 256), lmbda_min=5e-4, lmbda_max=0.1),
         "tiny": VariableRateConfig(filters=8, hyper_width=8, estimation_widths=(16, 16), lmbda_min=1e-3, lmbda_max=0.1),
     },
@@ -220,7 +220,7 @@ PRESETS: Dict[str, Dict[str, Any]] = {
         "paper-high": CRPEConfig(),
         "paper-low": CRPEConfig(filters=256),
         "base": CRPEConfig(filters=192, latents=384),
-        "medium": CRPEConfig(filters=96, latents=320, hyper_width=128, estimation_widths=(320, 256)),
+        "medium": CRPEConfig(filters=128, latents=448, hyper_width=128, estimation_widths=(320, 256)),
         "small": CRPEConfig(filters=64, latents=256, hyper_width=128, estimation_widths=(320, 256)),
         "tiny": CRPEConfig(filters=8, hyper_width=8, estimation_widths=(16, 16)),
     },
