@@ -97,10 +97,10 @@ def read_picture(path, max_pixels: int = MAX_PIXELS, file=None):
         raise ImageError(f"{path}: cannot be read as a picture ({error})") from error
 
 
-def picture_bytes(picture, picture_format="PNG") -> bytes:
+def picture_bytes(picture, picture_format="PNG", **options) -> bytes:
     """uint8 [h, w, 3] as a file of one of Pillow's formats."""
     buffer = io.BytesIO()
-    Image.fromarray(picture).save(buffer, picture_format)
+    Image.fromarray(picture).save(buffer, picture_format, **options)
     return buffer.getvalue()
 
 

@@ -87,13 +87,11 @@ def check_output(path, source):
 
 def check_replaceable(path):
     """UsageError if path is a file that is not a stream: a picture, perhaps, which nothing could give back."""
-    if os.path.isfile(path) and os.path.getsize(path) and _start_of(path) != bitstream.MAGIC:
-        raise UsageError(f"{path}: is there already, and no compressed file; remove it first, or name another output")
-
-
-def _start_of(path):
-    with open(path, "rb") as f:
-        return f.read(len(bitstream.MAGIC))
+    if os.path.isfile(path):
+        with open(path, "rb") as f:
+            start = f.read(len(bitstream.MAGIC))
+        if start not in (b"", bitstream.MAGIC):
+            raise UsageError(f"{path}: is there already, and no compressed file; remove it first, or name another output")
 
 
 def read_stream_file(path) -> bytes:

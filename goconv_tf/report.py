@@ -3,13 +3,14 @@
 import base64
 import contextlib
 import html
-import io
 import json
 import os
 
 from goconv_tf import bitstream, codec, evaluation, metrics, plots, zoo
 from goconv_tf.errors import GoConvError, RateError, UsageError
 from goconv_tf.files import atomic_write
+
+WEBP_SIDE = 16383  # pixels, the most that it can
 
 
 def subject_of(results, models=()):
@@ -60,20 +61,9 @@ def _nearest(codings, picture, target):
     return max(below, key=lambda c: len(c.data)) if below else min(codings, key=lambda c: len(c.data))
 
 
-WEBP_SIDE = 16383  # pixels, the most that it can
-
-
 def _source(picture):
-    from PIL import Image
-
-    buffer = io.BytesIO()
-    if max(picture.shape) > WEBP_SIDE:
-        Image.fromarray(picture).save(buffer, "PNG")
-        kind = "png"
-    else:
-        Image.fromarray(picture).save(buffer, "WEBP", lossless=True, quality=50, method=3)
-        kind = "webp"
-    return f"data:image/{kind};base64," + base64.b64encode(buffer.getvalue()).decode()
+    kind, options = ("png", {}) if max(picture.shape) > WEBP_SIDE else ("webp", {"lossless": True, "quality": 50, "method": 3})
+    return f"data:image/{kind};base64," + base64.b64encode(codec.picture_bytes(picture, kind.upper(), **options)).decode()
 
 
 def versions_of(path, subjects, target):

@@ -456,8 +456,8 @@ def train(options: Options):
     validator = Validator(model, val_paths, options.val_lambdas or lambdas) if val_paths and chief else None
     progress = Progress(options, os.path.join(folder, "log.jsonl") if chief else None, writer, total)
     watch = [Watch(options, validator, writer, progress)] if chief else []
+    backup = Backup(backup_dir, progress)
     if ended:  # but something stopped it before its last export
-        backup = Backup(backup_dir, progress)
         backup.set_model(model)
         watch[0].set_model(model)
         with strategy.scope(), save_errors(backup_dir):
@@ -473,7 +473,7 @@ def train(options: Options):
             callbacks=[
                 tf.keras.callbacks.TerminateOnNaN(),
                 progress,
-                Backup(backup_dir, progress),
+                backup,
                 *watch,
             ],
         )

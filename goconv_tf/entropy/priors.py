@@ -31,11 +31,14 @@ class FactorizedPrior(tf.keras.layers.Layer):
     def __init__(self, channels, filters=(3, 3), **kwargs):
         super().__init__(dtype="float32", **kwargs)
         self.channels = channels
-        self.table_rows = channels
         self.prior = tfc.NoisyDeepFactorized(batch_shape=(channels,), num_filters=filters)
         self.table = None
         # Fraction of each channel's median; zero until the coding table is built.
         self.quantization_offset = tf.Variable(tf.zeros([channels]), trainable=False, name="quantization_offset")
+
+    @property
+    def table_rows(self):
+        return self.channels
 
     def parameters(self):
         """{"matrix", "bias", "factor": variables of each layer} of the density (arXiv 1802.00847, Eq. 34 to 36: H, b, a)."""

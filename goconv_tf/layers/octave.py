@@ -45,7 +45,7 @@ def make_activation(activation: Activation, **kwargs):
         try:
             if isinstance(activation, tf.keras.layers.Layer):
                 raise TypeError("a layer would be shared by all paths")
-            made = activation()
+            made = activation(**kwargs)
         except TypeError as error:
             raise ValueError(
                 f"activation must be a name or a factory without arguments, such as 'relu' or lambda: tf.nn.relu, not {activation!r}: {error}"
@@ -142,10 +142,12 @@ class _GoConv(tf.keras.layers.Layer):
             name=name,
             dtype=self.dtype_policy,
         )
-        activation, keep = self.activation, {"name": f"{name}_activation", "dtype": self.dtype_policy}
-        if isinstance(activation, type) and issubclass(activation, tf.keras.layers.Layer):  # which would be of Keras' global policy
-            activation, keep = functools.partial(activation, dtype=self.dtype_policy), {}
-        return conv, make_activation(activation, **(keep if isinstance(activation, str) else {}))
+        keep = {}
+        if isinstance(self.activation, str):
+            keep = {"name": f"{name}_activation", "dtype": self.dtype_policy}
+        elif isinstance(self.activation, type) and issubclass(self.activation, tf.keras.layers.Layer):
+            keep = {"dtype": self.dtype_policy}
+        return conv, make_activation(self.activation, **keep)
 
     def build(self, input_shape):
         pair = _is_pair(input_shape)

@@ -274,15 +274,19 @@ class Codec(tf.keras.Model):
 
     def estimate(self, x, lmbda, exact=None):
         """Estimate for pictures uint8 [batch, h, w, 3] (sides multiples of `alignment`), lmbda [batch]; exact as in `compress`."""
-        walker = self._made_exact(entropy.RoundingWalker(self.analysis(x, lmbda)), exact)
-        pictures = self.pictures(self.walk(walker), lmbda)
-        return Estimate(pictures[-1], {name: walker.bits(name) for name in self.latent_names}, tuple(pictures))
+        decoded, rates = self._rounded(x, lmbda, exact)
+        pictures = self.pictures(decoded, lmbda)
+        return Estimate(pictures[-1], rates, tuple(pictures))
 
     def bits(self, x, lmbda, exact=None):
         """The rates of `estimate`, {latent: bits [batch]}, without its pictures."""
+        return self._rounded(x, lmbda, exact)[1]
+
+    def _rounded(self, x, lmbda, exact):
+        """(what `walk` gives for rounded latents, {latent: bits [batch]})."""
         walker = self._made_exact(entropy.RoundingWalker(self.analysis(x, lmbda)), exact)
-        self.walk(walker)
-        return {name: walker.bits(name) for name in self.latent_names}
+        decoded = self.walk(walker)
+        return decoded, {name: walker.bits(name) for name in self.latent_names}
 
     def compress(self, x, lmbda, coder="tfc", reconstruct=False, layers=None, exact=None, tile=None):
         """Codes one picture.
