@@ -156,6 +156,7 @@ class ScalableRNNConfig:
     iterations: layers of the stream.
     hyperprior: whether y is coded with the RNN-based hyperprior, or with a factorized prior.
     lambdas: Lagrangian of each layer; empty doubles them from 0.01 on.
+    grid_bits: 10 to 14, bits after the point of what the cells of the hyper synthesis compute with when coding (`goconv_tf.layers.exact`).
     """
 
     filters: int = 128
@@ -165,8 +166,10 @@ class ScalableRNNConfig:
     iterations: int = 4
     hyperprior: bool = True
     lambdas: Tuple[float, ...] = ()
+    grid_bits: int = 14
 
     model = "scalable_rnn"
+    before = {"grid_bits": 10}  # in folders of earlier versions, which do not say
 
     def __post_init__(self):
         if not self.lambdas:
@@ -181,6 +184,8 @@ class ScalableRNNConfig:
                 raise UsageError(f"{name} must be {count} numbers, not {len(getattr(self, name))}")
         if any(n % 4 for n in self.decoder_filters) or (self.hyperprior and self.filters % 4):
             raise UsageError("filters before a depth-to-space must be multiples of 4")
+        if not 10 <= self.grid_bits <= 14:
+            raise UsageError(f"grid_bits must be 10 to 14, not {self.grid_bits}")
 
     @property
     def layers(self) -> Tuple[Tuple[str, ...], ...]:
@@ -244,6 +249,11 @@ def _fits(now, value) -> bool:
     return isinstance(value, (int, float)) and abs(value) < 2**31 and (isinstance(now, float) or value == int(value))
 
 
+def _like(now, value):
+    """A value that fits, of the same type as `now`."""
+    return tuple(_like(now[0], item) for item in value) if isinstance(now, tuple) else type(now)(value)
+
+
 def change_settings(config, settings: Sequence[str]):
     """The config with fields changed as "name=value" says, values as in JSON; UsageError for what is not a field or not of its type."""
     changes: Dict[str, Any] = {}
@@ -258,7 +268,7 @@ def change_settings(config, settings: Sequence[str]):
         now = getattr(config, name)
         if not _fits(now, value):
             raise UsageError(f"{setting!r}: {name} is {json.dumps(now)}, of another type")
-        changes[name] = type(now)(value)
+        changes[name] = _like(now, value)
     return dataclasses.replace(config, **changes)
 
 
@@ -276,10 +286,11 @@ def make_config(model: str, fields: dict):
     if model not in CONFIGS:
         raise UsageError(f"unknown model {model!r}: there are {', '.join(CONFIGS)}")
     try:
-        now = CONFIGS[model]()
+        now, changes = CONFIGS[model](), {}
         for name, value in fields.items():
             if not _fits(getattr(now, name, value), value):
                 raise UsageError(f"{name} of {model} cannot be {json.dumps(value)}")
-        return CONFIGS[model](**fields)
+            changes[name] = _like(getattr(now, name, value), value)
+        return CONFIGS[model](**{**getattr(now, "before", {}), **changes})
     except TypeError as error:
         raise UsageError(f"settings of another version of {model}: {error}") from error

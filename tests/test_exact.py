@@ -1,6 +1,8 @@
 """Entropy parameters in integers: equal to an independent computation, whatever adds up the sums, and a stream's decoding with them."""
 
 import concurrent.futures
+import dataclasses
+import json
 import math
 import os
 import shutil
@@ -15,7 +17,7 @@ from threadpoolctl import threadpool_info
 
 from goconv_tf import bitstream, blas, codec, zoo
 from goconv_tf.entropy import Decoder, GaussianConditional, RoundingWalker
-from goconv_tf.errors import BitstreamError, CheckpointError
+from goconv_tf.errors import BitstreamError, CheckpointError, UsageError
 from goconv_tf.layers import GDN, Conv2D, ConvLSTM2DCell, GoConv2D, GoConv2DTranspose, OctaveTensor, RDFTKernel, SignalConv2D, exact
 
 
@@ -109,32 +111,41 @@ def test_gdn(inverse):
     np.testing.assert_allclose(result / exact.GRID, layer(tf.constant(x[None] / exact.GRID, tf.float32))[0], rtol=0.01, atol=0.01)
 
 
-def test_lstm_cell():
+@pytest.mark.parametrize("bits", [10, 14])
+def test_lstm_cell(bits):
     """Two steps, from Python's integers and the tables."""
-    cell = ConvLSTM2DCell(2, 3)
-    x = on_grid((2, 4, 5, 3))
+    cell = ConvLSTM2DCell(2, 3, grid_bits=bits)
+    x, parts = on_grid((2, 4, 5, 3)), 2 ** (bits - 10)
+    x = x * parts + np.random.default_rng(1).integers(0, parts, x.shape)
     cell(tf.zeros([1, 4, 5, 3]))
     for k, conv in enumerate((cell.conv_inputs, cell.conv_hidden)):
         conv.bias.assign(np.random.default_rng(k).normal(0, 1, 8))
         conv.quantized = conv.quantize()
-    sigmoid, tanh = (table.astype(np.int64) for table in exact.gate_tables())
-    reach = exact.TABLE_REACH
+    places = np.arange(2 * exact.TABLE_REACH * parts + 1)  # between a table's entries, linear
+    sigmoid, tanh = (np.interp(places / parts, places[::parts] / parts, table) * parts for table in exact.gate_tables())
+    sigmoid, tanh = (np.rint(table).astype(np.int64) for table in (sigmoid, tanh))
+    reach = exact.TABLE_REACH * parts
+    gate = 15 + bits - 10
     hidden = state = np.zeros((4, 5, 2), np.int64)
-    states = floats = None
+    states = array_states = floats = None
     for step in range(2):
         gates = sum(
             finish(integer_conv(v, conv.quantized.kernel, 1, 1, (4, 5)), conv.quantized)
             for v, conv in ((x[step], cell.conv_inputs), (hidden, cell.conv_hidden))
         )
         i, f, o, g = np.split(np.clip(gates, -reach, reach) + reach, 4, axis=-1)
-        # In units of 2^-30: exact integers, rounded halves up.
-        state = (sigmoid[f] * state * 2**5 + sigmoid[i] * tanh[g] + 2**19) >> 20
-        hidden = (sigmoid[o] * tanh[np.clip(state, -reach, reach) + reach] + 2**19) >> 20
+        # In units of 2^-30 or, with four more bits a gate, 2^-38: exact integers, rounded halves up.
+        shift = 2 * gate - bits
+        state = (sigmoid[f] * state * 2 ** (gate - bits) + sigmoid[i] * tanh[g] + 2 ** (shift - 1)) >> shift
+        hidden = (sigmoid[o] * tanh[np.clip(state, -reach, reach) + reach] + 2 ** (shift - 1)) >> shift
         output, states = cell.exact(tf.constant(x[step : step + 1], tf.float64), states)
-        near, floats = cell(tf.constant(x[step : step + 1] / exact.GRID, tf.float32), floats)
-        np.testing.assert_array_equal(output[0], hidden)
-        np.testing.assert_array_equal(states[1][0], state)
-        np.testing.assert_allclose(output / exact.GRID, near, atol=0.01)
+        arrays, array_states = cell.exact(x[step : step + 1].astype(np.float64), array_states)
+        near, floats = cell(tf.constant(x[step : step + 1] / 2.0**bits, tf.float32), floats)
+        for both in (output, arrays):
+            np.testing.assert_array_equal(both[0], hidden)
+        for both in (states, array_states):
+            np.testing.assert_array_equal(both[1][0], state)
+        np.testing.assert_allclose(output / 2.0**bits, near, atol=0.01 / parts)
 
 
 def test_octave_layers_stay_near_their_float_form():
@@ -411,6 +422,28 @@ def test_integers_that_come_out_otherwise_are_noticed(model_dir, tmp_path):
         zoo.load_pretrained(str(folder))
     (folder / zoo.CONFIG_FILE).write_text(config.replace(info.integers, ""))
     assert not zoo.load_pretrained(str(folder)).has_exact
+
+
+def test_recurrent_models_of_earlier_versions(rnn, tmp_path):
+    """Their folders do not say which grid their integers are of: the coarse one, on which their streams go on to decode."""
+    coarse = zoo.new_model(dataclasses.replace(rnn.config, grid_bits=10))
+    coarse.set_weights(rnn.get_weights())
+    info = zoo.save_pretrained(coarse, str(tmp_path), "coarse")
+    fine = zoo.integers_hash(rnn)
+    assert info.integers != fine
+    result = codec.compress(zoo.load_pretrained(info.path), draw(40, 50), reconstruct=True)
+    path = tmp_path / zoo.CONFIG_FILE
+    contents = json.loads(path.read_text())
+    contents["config"]["grid_bits"], contents["config"]["iterations"] = 10.0, 3.0  # as another writer of JSON may have it
+    path.write_text(json.dumps(contents))
+    assert zoo.read_info(info.path).config == coarse.config and isinstance(zoo.read_info(info.path).config.grid_bits, int)
+    del contents["config"]["grid_bits"]
+    path.write_text(json.dumps(contents))
+    old = zoo.load_pretrained(info.path)
+    assert old.config.grid_bits == 10 and zoo.integers_hash(old) == info.integers
+    np.testing.assert_array_equal(codec.decompress(old, result.data), result.reconstruction)
+    with pytest.raises(UsageError, match="10 to 14"):
+        dataclasses.replace(rnn.config, grid_bits=15)
 
 
 @pytest.mark.parametrize("any_dir", ["model_dir", "crpe_dir", "rnn_dir"])

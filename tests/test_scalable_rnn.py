@@ -60,8 +60,10 @@ def test_cell_is_the_papers(kernel_size, strides, size):
         np.testing.assert_allclose(states[1][0], state, atol=1e-5)
     zeros = cell.get_initial_state(tf.constant(x[:1], tf.float32))
     np.testing.assert_array_equal(*(cell(tf.constant(x[:1], tf.float32), s)[0] for s in (None, zeros)))
-    again = ConvLSTM2DCell.from_config(cell.get_config())
-    assert (again.filters, again.kernel_size, again.strides) == (3, kernel_size, strides)
+    again = ConvLSTM2DCell.from_config({**cell.get_config(), "grid_bits": 12})
+    assert (again.filters, again.kernel_size, again.strides, again.get_config()["grid_bits"]) == (3, kernel_size, strides, 12)
+    with pytest.raises(ValueError, match="10 to 14"):
+        ConvLSTM2DCell(3, grid_bits=9)
 
 
 @pytest.mark.parametrize("coder", ["tfc", "range-coder"])

@@ -258,7 +258,12 @@ class GDN(_OwnVariables, tf.keras.layers.Layer):
 
 
 class Conv2D(tf.keras.layers.Conv2D):
-    """Keras' convolution, with "same" padding, that can also be computed on the grid."""
+    """Keras' convolution, with "same" padding, that can also be computed on the grid.
+
+    grids: bits after the point of what `exact` takes and gives.
+    """
+
+    grids = (exact.GRID_BITS, exact.GRID_BITS)
 
     def __init__(self, filters, kernel_size, strides=1, padding="same", **kwargs):
         super().__init__(filters, kernel_size, strides, padding=padding, **kwargs)
@@ -267,7 +272,7 @@ class Conv2D(tf.keras.layers.Conv2D):
         """The present weights as integers, for `exact`; without strides, as TensorFlow pads those by the input's size."""
         if self.strides != (1, 1):
             raise ValueError(f"there is no exact form with strides {self.strides}")
-        return exact.quantize_kernel(self.kernel.numpy(), self.bias.numpy())
+        return exact.quantize_kernel(self.kernel.numpy(), self.bias.numpy(), self.grids)
 
     def exact(self, inputs):
         """The same on the grid (see `goconv_tf.layers.exact`), with the integers in `quantized`."""

@@ -1,5 +1,7 @@
 """The recurrent convolution of the scalable codec."""
 
+import functools
+
 import numpy as np
 import tensorflow as tf
 
@@ -21,16 +23,20 @@ class ConvLSTM2DCell(tf.keras.layers.Layer):
       filters: channels of the output and of both states.
       kernel_size: side of both square kernels.
       strides: of the convolution of the input; that of the hidden state has stride 1.
+      grid_bits: 10 to 14, bits after the point of what `exact` takes, keeps and gives.
 
     Called as cell(inputs, states): inputs [batch, h, w, c], states (hidden, cell), each
     [batch, ceil(h/s), ceil(w/s), filters], or None for zeros. Returns (hidden', (hidden', cell')).
     """
 
-    def __init__(self, filters, kernel_size=3, strides=1, **kwargs):
+    def __init__(self, filters, kernel_size=3, strides=1, grid_bits=exact.GRID_BITS, **kwargs):
         super().__init__(**kwargs)
-        self.filters, self.kernel_size, self.strides = filters, kernel_size, strides
+        if not exact.GRID_BITS <= grid_bits <= exact.FINEST_BITS:
+            raise ValueError(f"grid_bits must be {exact.GRID_BITS} to {exact.FINEST_BITS}, not {grid_bits}")
+        self.filters, self.kernel_size, self.strides, self.grid_bits = filters, kernel_size, strides, grid_bits
         self.conv_inputs = Conv2D(4 * filters, kernel_size, strides, dtype=self.dtype_policy, name="conv_inputs")
         self.conv_hidden = Conv2D(4 * filters, kernel_size, dtype=self.dtype_policy, name="conv_hidden")
+        self.conv_inputs.grids = self.conv_hidden.grids = (grid_bits, grid_bits)
 
     def build(self, input_shape):
         self.conv_inputs.build(input_shape)
@@ -50,8 +56,9 @@ class ConvLSTM2DCell(tf.keras.layers.Layer):
         return hidden, (hidden, cell)
 
     def exact(self, inputs, states=None):
-        """The same on the grid (see `goconv_tf.layers.exact`): gates from tables, products of integers."""
-        sigmoid, tanh = exact.gate_tables()
+        """The same on a grid of 2^-grid_bits (see `goconv_tf.layers.exact`): gates from tables, products of integers."""
+        sigmoid, tanh = (functools.partial(exact.look_up, table, bits=self.grid_bits) for table in exact.gate_tables())
+        gate_bits = exact.GATE_BITS + self.grid_bits - exact.GRID_BITS
         gates = self.conv_inputs.exact(inputs)
         if states is None:
             bias = exact.rescale(self.conv_hidden.quantized.bias.astype(np.float64), self.conv_hidden.quantized.shift)
@@ -59,13 +66,13 @@ class ConvLSTM2DCell(tf.keras.layers.Layer):
         else:
             gates = exact.keep(gates + self.conv_hidden.exact(states[0]))
         squashed, candidate = exact.split(gates, [3 * self.filters, self.filters])
-        write, keep, out = exact.split(exact.look_up(sigmoid, squashed), 3 * [self.filters])
-        # Gates are in units of 2^-15, states in those of the grid.
-        cell = write * exact.look_up(tanh, candidate) * 2.0 ** (exact.GRID_BITS - exact.GATE_BITS)
+        write, keep, out = exact.split(sigmoid(squashed), 3 * [self.filters])
+        # Gates are in units of 2^-gate_bits, states in those of the grid.
+        cell = write * tanh(candidate) * 2.0 ** (self.grid_bits - gate_bits)
         if states is not None:
             cell += keep * states[1]
-        cell = exact.rescale(cell, exact.GATE_BITS)
-        hidden = exact.rescale(out * exact.look_up(tanh, cell), 2 * exact.GATE_BITS - exact.GRID_BITS)
+        cell = exact.rescale(cell, gate_bits)
+        hidden = exact.rescale(out * tanh(cell), 2 * gate_bits - self.grid_bits)
         return hidden, (hidden, cell)
 
     def get_initial_state(self, inputs):
@@ -76,4 +83,5 @@ class ConvLSTM2DCell(tf.keras.layers.Layer):
         return zeros, zeros
 
     def get_config(self):
-        return {**super().get_config(), "filters": self.filters, "kernel_size": self.kernel_size, "strides": self.strides}
+        own = {"filters": self.filters, "kernel_size": self.kernel_size, "strides": self.strides, "grid_bits": self.grid_bits}
+        return {**super().get_config(), **own}

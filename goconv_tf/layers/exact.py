@@ -1,7 +1,8 @@
 """Integer arithmetic in float64, for what encoder and decoder must compute to the last bit.
 
-Activations are integers on a grid of 2^-10, kept within +-(2^21 - 1) (values up to 2048); kernels are integers with a power of
-two as scale, one a layer. As every partial sum of a convolution stays under 2^53, float64 holds all of them exactly, in
+Activations are integers on a grid of 2^-10, kept within +-(2^21 - 1) (values up to 2048); kernels are integers of 15 bits with a power of
+two as scale, one a layer. Recurrent cells, whose values are small for tanh's sake, may have a finer grid, of up to 2^-14, and with it as many more
+bits in kernels and gates (values up to 128). As every partial sum of a convolution stays under 2^53, float64 holds all of them exactly, in
 whatever order a machine, a library or a number of threads adds them up. After each layer the sum is rounded to the grid again. What is
 not a sum of products is one correctly rounded operation of IEEE 754 (a product, a quotient, a square root) or a table.
 
@@ -26,17 +27,18 @@ from threadpoolctl import ThreadpoolController
 GRID_BITS = 10
 GRID = 2.0**GRID_BITS
 LIMIT = 2**21 - 1  # of activations, in grid units
-KERNEL_BITS = 15
+FINEST_BITS = 14
+KERNEL_BITS = 15  # on the grid; as many more as a finer one has
 LEAK = 0.2  # slope of LeakyReLU
 NORM_LIMIT = 2**17  # of what GDN squares, in grid units (values up to 128)
 SUM_LIMIT = 2**53
 
-GATE_BITS = 15  # of what the tables of sigmoid and tanh give
+GATE_BITS = 15  # of what the tables of sigmoid and tanh hold
 TABLE_REACH = 8 * 2**GRID_BITS  # both are flat beyond +-8
 
 
 class Quantized:
-    """A layer's integers. kernel: any shape; bias: in units of 2^-(grid + shift); shift: the kernel stands for kernel * 2^-shift."""
+    """A layer's integers. kernel: any shape; bias: in units of its sums; shift: these times 2^-shift are on the grid of the output."""
 
     def __init__(self, kernel: np.ndarray, bias: np.ndarray, shift: np.ndarray):
         self.kernel, self.bias, self.shift = kernel, bias, shift
@@ -126,8 +128,10 @@ def depth_to_space(x):
     return x.reshape(batch, 2 * height, 2 * width, channels // 4)
 
 
-def quantize_kernel(kernel, bias) -> Quantized:
+def quantize_kernel(kernel, bias, grids=(GRID_BITS, GRID_BITS)) -> Quantized:
     """The integers of a convolution whose last kernel axis is its output; bias may be None.
+
+    grids: bits after the point of its input and of its output.
 
     Raises:
       ValueError: if a sum could reach 2^53, or a weight is not finite.
@@ -137,12 +141,13 @@ def quantize_kernel(kernel, bias) -> Quantized:
     if not np.isfinite(kernel).all() or not np.isfinite(bias).all():
         raise ValueError("weights are not finite")
     largest = max(np.abs(kernel).max(initial=0.0), 1e-6)
-    shift = min(KERNEL_BITS - 1 - math.floor(math.log2(largest)), 30)
-    integers = np.clip(np.floor(kernel * 2.0**shift + 0.5), -(2**KERNEL_BITS) + 1, 2**KERNEL_BITS - 1)
-    offsets = np.floor(bias * 2.0 ** (GRID_BITS + shift) + 0.5)
+    kernel_bits = KERNEL_BITS + max(grids) - GRID_BITS
+    shift = min(kernel_bits - 1 - math.floor(math.log2(largest)), 30)
+    integers = np.clip(np.floor(kernel * 2.0**shift + 0.5), -(2**kernel_bits) + 1, 2**kernel_bits - 1)
+    offsets = np.floor(bias * 2.0 ** (grids[0] + shift) + 0.5)
     if np.abs(offsets).max(initial=0.0) >= SUM_LIMIT:
         raise ValueError("weights are too large for exact sums")
-    quantized = Quantized(integers.astype(np.int16), offsets.astype(np.int64), np.array(shift, np.int32))
+    quantized = Quantized(integers.astype(np.int32), offsets.astype(np.int64), np.array(shift + grids[0] - grids[1], np.int32))
     if sum_bound(quantized) >= SUM_LIMIT:
         raise ValueError("weights are too large for exact sums")
     return quantized
@@ -324,9 +329,21 @@ def gate_tables():
     return tuple(np.floor(values * 2.0**GATE_BITS + 0.5) for values in (sigmoid, tanh))
 
 
-def look_up(table, x):
-    """A gate table at integers x on the grid."""
+def look_up(table, x, bits=GRID_BITS):
+    """A gate table at integers x of a grid of 2^-bits, in units of 2^-(GATE_BITS + bits - GRID_BITS); between its entries, linear."""
+    parts, last = 2 ** (bits - GRID_BITS), 2 * TABLE_REACH
+    reach = TABLE_REACH * parts
     if is_array(x):
-        return table[np.clip(x, -TABLE_REACH, TABLE_REACH).astype(np.intp) + TABLE_REACH]
-    index = tf.cast(tf.clip_by_value(x, -float(TABLE_REACH), float(TABLE_REACH)), tf.int32) + TABLE_REACH
-    return tf.gather(tf.constant(table, tf.float64), index)
+        x = np.clip(x, -reach, reach).astype(np.intp) + reach
+        if parts == 1:
+            return table[x]
+        index = x // parts
+        rest = x - index * parts
+        return table[index] * (parts - rest) + table[np.minimum(index + 1, last)] * rest
+    x = tf.cast(tf.clip_by_value(x, -float(reach), float(reach)), tf.int32) + reach
+    table = tf.constant(table)
+    if parts == 1:
+        return tf.gather(table, x)
+    index = x // parts
+    rest = tf.cast(x - index * parts, tf.float64)
+    return tf.gather(table, index) * (parts - rest) + tf.gather(table, tf.minimum(index + 1, last)) * rest

@@ -14,7 +14,7 @@ import tensorflow as tf
 from goconv_tf.errors import UsageError
 from goconv_tf.models.principal import LEAST_WIDTH, Z_STEPS, components, fit_prior
 
-MAGNITUDE = 0.06  # in the hyper networks, of a channel as wide as usual: some steps of the integers' grid, yet small for tanh
+MAGNITUDE = 0.06  # in the hyper networks, of a channel as wide as usual: small for tanh
 WRITE, KEEP, OUT, CANDIDATE = range(4)  # the order in a cell's kernels
 OPEN, SHUT, SURE = 2.0, -4.0, 6.0  # before the sigmoid: gates that let pass, those that do not, and those of units that count
 QUIET = -3.0  # the output gate of units that count: all convolutions see them, and a step moves all kernels

@@ -46,8 +46,9 @@ class ScalableRNN(Codec):
             self.h_a_cells = [ConvLSTM2DCell(c.filters, 3, 2) for _ in range(2)]
             self.h_a_output = Conv2D(c.filters, 1)
             self.h_s_input = Conv2D(c.filters, 3)
-            self.h_s_cells = [ConvLSTM2DCell(c.filters, 3) for _ in range(2)]
+            self.h_s_cells = [ConvLSTM2DCell(c.filters, 3, grid_bits=c.grid_bits) for _ in range(2)]
             self.h_s_output = Conv2D(c.filters, 3)
+            self.h_s_input.grids, self.h_s_output.grids = (exact.GRID_BITS, c.grid_bits), (c.grid_bits, exact.GRID_BITS)
             self.conditional = GaussianConditional()
         self.priors = [FactorizedPrior(c.filters, (3, 3, 3)) for _ in range(c.iterations)]
 
