@@ -272,10 +272,15 @@ def mean_row(point, by_path) -> Tuple[Dict[str, Any], Dict[str, str]]:
     return means, reasons
 
 
+def _measures(rows):
+    """All that rows have, in order: the first layers of a scalable model lack the latents of the others."""
+    return list(dict.fromkeys(name for row in rows for name in row))
+
+
 def _write(subject, rows, images, pixels, output, as_csv):
     pairs = [mean_row(point, by_path) for point, by_path in zip(subject.points, rows)]
     pairs.sort(key=lambda pair: pair[0]["bpp"])
-    names = list(pairs[0][0])
+    names = _measures(row for row, _ in pairs)
     reasons = {name: reason for _, more in pairs for name, reason in more.items()}
     contents = {
         "name": subject.name,
@@ -289,7 +294,7 @@ def _write(subject, rows, images, pixels, output, as_csv):
             "python": platform.python_version(),
             **({"null": reasons} if reasons else {}),
         },
-        "results": {name: [row[name] for row, _ in pairs] for name in names},
+        "results": {name: [row.get(name) for row, _ in pairs] for name in names},
     }
     path = os.path.join(output, f"{subject.name}.json")
     atomic_write(path, (json.dumps(contents, indent=1) + "\n").encode())
@@ -320,7 +325,7 @@ def _write_per_image(subject, rows, output):
     for path in rows[0]:
         stem = os.path.splitext(os.path.basename(path))[0]
         ordered = sorted(({**point, **by_path[path]} for point, by_path in zip(subject.points, rows)), key=lambda row: row["bpp"])
-        results = {name: [row[name] for row in ordered] for name in ordered[0]}
+        results = {name: [row.get(name) for row in ordered] for name in _measures(ordered)}
         contents = {"source": stem, "name": subject.name, "description": subject.description, "results": results}
         atomic_write(os.path.join(folder, f"{stem}.json"), (json.dumps(contents, indent=1) + "\n").encode())
 

@@ -44,6 +44,8 @@ def _widths(num_filters, num_latents):
 class VariableRateConfig:
     """Settings of `goconv_tf.models.VariableRate` (Wang et al., arXiv 2009.13074).
 
+    Widths are the paper's by default. Its three ranges of lambda, a model each, and its distortion are those of `experiments/variable_rate.py`.
+
     filters: N, filters of a layer, both frequencies together.
     latents: M, channels of the latent y; None means N, as in the paper.
     alpha: share of low-frequency filters.
@@ -269,6 +271,8 @@ def change_settings(config, settings: Sequence[str]):
         if not _fits(now, value):
             raise UsageError(f"{setting!r}: {name} is {json.dumps(now)}, of another type")
         changes[name] = _like(now, value)
+    if "filters" in changes and getattr(config, "latents", None) == config.filters:  # M is N, unless it is said
+        changes.setdefault("latents", changes["filters"])
     return dataclasses.replace(config, **changes)
 
 

@@ -105,6 +105,7 @@ def make_optimizer(options: Options):
         raise UsageError("give one of --clip_norm and --clip_value, not both")
     return {"adam": Adam, "soap": Soap}[options.optimizer](
         make_schedule(options),
+        epsilon=1e-8,  # TensorFlow 1's, which the originals trained with
         global_clipnorm=options.clip_norm or None,
         clipvalue=options.clip_value or None,
         use_ema=options.ema > 0,

@@ -130,6 +130,8 @@ def test_settings_that_do_not_fit_together():
         TINY.adapt(lambdas=(0.1, 0.2))
     changed = presets.change_settings(TINY, ["if_weight=0", "crpe_y=false", "estimation_widths=[8, 8]", "filters=16"])
     assert (changed.if_weight, changed.crpe_y, changed.estimation_widths, changed.filters) == (0.0, False, (8, 8), 16)
+    paper = presets.get_preset("crpe", "paper-high")
+    assert [presets.change_settings(paper, settings).latents for settings in (["filters=96"], ["latents=192", "filters=96"])] == [96, 192]
     for bad in ("nothing=1", "crpe_y=3", "filters=1.5", "if_weight=true", "if_weight=", "if_weight", "estimation_widths=3"):
         with pytest.raises(UsageError, match=r"setting|JSON|type"):
             presets.change_settings(TINY, [bad])

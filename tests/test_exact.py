@@ -95,6 +95,26 @@ def test_plain_convolution_with_tensorflows_padding():
     np.testing.assert_array_equal(result, finish(integer_conv(x, layer.quantized.kernel, 1, 0, (5, 6)), layer.quantized))
 
 
+def test_what_has_no_exact_form_is_refused():
+    """Rather than computed otherwise than in `call`."""
+    for kwargs in ({"padding": "valid"}, {"dilation_rate": 2}, {"activation": "relu"}, {"strides": 2}):
+        layer = Conv2D(4, 3, **kwargs)
+        layer(tf.zeros([1, 5, 6, 3]))
+        with pytest.raises(ValueError, match=next(iter(kwargs))):
+            layer.quantize()
+    layer = Conv2D(4, 3, use_bias=False)
+    layer(tf.zeros([1, 5, 6, 3]))
+    assert not layer.quantize().bias.any()
+    steep = GoConv2D(4, 3, activation=tf.keras.layers.LeakyReLU)
+    x = OctaveTensor(tf.zeros([1, 4, 4, 2]), tf.zeros([1, 2, 2, 2]))
+    steep(x)
+    for part in steep.submodules:
+        if hasattr(part, "quantize"):
+            part.quantized = part.quantize()
+    with pytest.raises(ValueError, match=r"slope 0\.2, not 0\.3"):
+        steep.exact(OctaveTensor(*map(exact.to_grid, x)))
+
+
 @pytest.mark.parametrize("inverse", [False, True])
 def test_gdn(inverse):
     layer = GDN(inverse)

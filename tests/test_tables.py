@@ -1,12 +1,27 @@
 """make results: every table, plot and page, on tiny models."""
 
+import importlib.util
 import json
 import os
 import subprocess
 import sys
 
+import pytest
 from conftest import ROOT, draw
 from PIL import Image
+
+from goconv_tf import presets
+
+
+def test_crpe_curves_are_named_after_all_that_differs(monkeypatch):
+    monkeypatch.syspath_prepend(os.path.join(ROOT, "experiments", "tables"))
+    spec = importlib.util.spec_from_file_location("crpe_table", os.path.join(ROOT, "experiments", "tables", "crpe.py"))
+    table = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(table)
+    full = presets.get_preset("crpe", "small")
+    narrow, switched, wider = (presets.change_settings(full, [s]) for s in ("latents=64", "crpe_y=false", "filters=96"))
+    assert [table.title(c, full) for c in (full, narrow, switched)] == ["CRPE N=64", "CRPE N=64 (latents 64)", "CRPE N=64 (crpe_y False)"]
+    assert [table.is_switched(c, full) for c in (narrow, switched, wider)] == [False, True, False]
 
 
 def test_all_tables(model_dir, rnn_dir, crpe_dir, tmp_path):
@@ -47,5 +62,9 @@ def test_all_tables(model_dir, rnn_dir, crpe_dir, tmp_path):
         text = (tmp_path / "others" / f"{name}.md").read_text()
         assert "ublished" not in text and "Kodak" not in text and "BD-rate" not in text and "3 pictures" in text
         assert (tmp_path / "others" / f"{name}.png").exists()
+    results = json.loads((tmp_path / "out" / "tiny-rnn.json").read_text())["results"]
+    assert [value is None for value in results["bpp-z_2"]] == [True, True, False]
+    parts = [value or 0 for k in range(3) for kind in "zy" for value in results[f"bpp-{kind}_{k}"][2:]]
+    assert sum(parts) == pytest.approx(results["bpp-strings"][2])
     rows = json.loads((tmp_path / "out" / "tables" / "scalable_rnn.json").read_text())["models"]["tiny-rnn"]["rows"]
     assert [row["layers"] for row in rows] == [1, 2, 3]

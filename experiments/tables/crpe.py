@@ -29,10 +29,21 @@ def setting(config):
     return dataclasses.replace(config, lmbda=0.0)
 
 
+def changes(config, full):
+    """Names of the settings, other than lambda and N, that `full` has otherwise."""
+    names = (field.name for field in dataclasses.fields(config) if field.name not in ("filters", "lmbda"))
+    return [name for name in names if getattr(config, name) != getattr(full, name)]
+
+
 def title(config, full):
-    """The curve's name: widths, and what its switches change."""
-    changed = [f"{name} {getattr(config, name)}" for name in SWITCHES if getattr(config, name) != getattr(full, name)]
+    """The curve's name: N, and what else it has otherwise."""
+    changed = [f"{name} {getattr(config, name)}" for name in changes(config, full)]
     return f"CRPE N={config.filters}" + (f" ({', '.join(changed)})" if changed else "")
+
+
+def is_switched(config, full):
+    """Whether the two differ in switches alone."""
+    return config.filters == full.filters and set(changes(config, full)) <= set(SWITCHES)
 
 
 def curve(name, group):
@@ -95,7 +106,7 @@ def main():
         text += ["Share of the bits in each latent:\n", markdown(["lambda", *latents], rows)]
         rows = []
         for key in groups:
-            if key == full:
+            if key == full or not is_switched(key, full):
                 continue
             try:
                 cost = f"{evaluation.bd_rate(curves[full], curves[key]).rate:+.2f} %"
@@ -103,7 +114,10 @@ def main():
                 cost = str(error)
             rows.append([curves[key]["name"], cost, *(f"{lmbda:g}" for lmbda, _ in groups[key][:1])])
         if rows:
-            text += ["What a switch costs: bits at equal PSNR against the first curve.\n", markdown(["switch", "BD-rate", "from lambda"], rows)]
+            text += [
+                f"What a switch costs: bits at equal PSNR against {curves[full]['name']}.\n",
+                markdown(["switch", "BD-rate", "from lambda"], rows),
+            ]
         plot = os.path.join(args.output, f"crpe-{dataset}.png" if known else "crpe.png")
         plots.rate_distortion(plot, [*curves.values(), *references])
         data[dataset if known else "pictures"] = {c["name"]: c["results"] for c in curves.values()}

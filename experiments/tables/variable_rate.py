@@ -121,7 +121,9 @@ def main():
         curves.append({"name": name, "style": "o-", "results": points})
     references = ("jpeg", "jpeg2000", "bpg444", "bmshj2018-hyperprior-mse", "mbt2018-mean-mse", "vtm")
     kodak = [published.curve("kodak", name) for name in references] if published.is_of("kodak", args.images) else []
-    plots.rate_distortion(base + ".png", [*curves, *kodak], title="one model, all rates")
+    plots.rate_distortion(
+        base + ".png", [*curves, *kodak], title=f"one model, all rates; mean of {next(iter(found.values()))['meta']['pictures']} pictures"
+    )
     print(f"{base}.md, .png")
 
 

@@ -20,7 +20,7 @@ SCALES_MIN, SCALES_MAX, SCALES_LEVELS = 0.11, 256.0, 64
 
 
 class FactorizedPrior(tf.keras.layers.Layer):
-    """Fully factorized density, one per channel (Balle et al., arXiv 1802.00847, appendix 6.1).
+    """Fully factorized density, one per channel (Balle et al., arXiv 1802.01436, appendix 6.1).
 
     Args:
       channels: number of channels of the latent [batch, h, w, channels].
@@ -41,7 +41,7 @@ class FactorizedPrior(tf.keras.layers.Layer):
         return self.channels
 
     def parameters(self):
-        """{"matrix", "bias", "factor": variables of each layer} of the density (arXiv 1802.00847, Eq. 34 to 36: H, b, a)."""
+        """{"matrix", "bias", "factor": variables of each layer} of the density (there: H, b, a)."""
         base = self.prior.base
         return {"matrix": base._matrices, "bias": base._biases, "factor": base._factors}
 

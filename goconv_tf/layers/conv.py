@@ -32,7 +32,7 @@ def irdft_matrix(height: int, width: int) -> np.ndarray:
 
 
 class RDFTKernel(tfc.Parameter):
-    """A convolution kernel held as its real DFT (Balle 2018, arXiv 1802.00847, section 4).
+    """A convolution kernel held as its real DFT (Balle 2018, arXiv 1802.00847, for Sadam).
 
     The numbers are those of an FFT per kernel, computed as one matrix product, which
     is several times cheaper for kernels this small.
@@ -270,9 +270,11 @@ class Conv2D(tf.keras.layers.Conv2D):
 
     def quantize(self):
         """The present weights as integers, for `exact`; without strides, as TensorFlow pads those by the input's size."""
-        if self.strides != (1, 1):
-            raise ValueError(f"there is no exact form with strides {self.strides}")
-        return exact.quantize_kernel(self.kernel.numpy(), self.bias.numpy(), self.grids)
+        plain = {"strides": (1, 1), "dilation_rate": (1, 1), "padding": "same", "groups": 1, "activation": tf.keras.activations.linear}
+        for name, value in plain.items():
+            if getattr(self, name) != value:
+                raise ValueError(f"there is no exact form with {name} {getattr(self, name)}")
+        return exact.quantize_kernel(self.kernel.numpy(), self.bias.numpy() if self.use_bias else None, self.grids)
 
     def exact(self, inputs):
         """The same on the grid (see `goconv_tf.layers.exact`), with the integers in `quantized`."""

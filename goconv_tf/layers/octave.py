@@ -178,6 +178,8 @@ class _GoConv(tf.keras.layers.Layer):
         conv, activation = getattr(self, name), getattr(self, f"{name}_activation")
         if exactly:
             if isinstance(activation, tf.keras.layers.LeakyReLU):
+                if abs(float(activation.alpha) - exact.LEAK) > 1e-6:
+                    raise ValueError(f"{self.name}: the exact form of LeakyReLU has slope {exact.LEAK}, not {float(activation.alpha):g}")
                 return conv.exact(x, leaky=True)
             x = conv.exact(x)
             return x if activation is None else activation.exact(x)
