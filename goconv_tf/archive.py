@@ -137,9 +137,9 @@ def finished(task, source, target) -> Dict[str, Any]:
     if task.command == "decompress":
         row = describe(read(source))
         with contextlib.suppress(Exception), codec.pillow_limit(task.max_pixels), Image.open(io.BytesIO(data)) as image:
-            if image.size == (row["width"], row["height"]):
+            if image.size == (row["width"], row["height"]) and codec.is_marked(image):
                 return row
-        raise GoConvError(f"{target} is in the way: it is no picture of {source}")
+        raise GoConvError(f"{target} is in the way: decompress did not write it from {source}")
     if task.command == "evaluate":
         with contextlib.suppress(ValueError):
             row = json.loads(data)

@@ -9,6 +9,7 @@ from typing import NamedTuple, Optional
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL.PngImagePlugin import PngInfo
 
 from goconv_tf import bitstream, limits, zoo
 from goconv_tf.errors import BitstreamError, CheckpointError, GoConvError, ImageError, ModelMismatchError, RateError, UsageError
@@ -18,6 +19,8 @@ MAX_CODINGS = 12  # of one picture while looking for a rate
 TOLERANCE = 0.01  # of a target rate
 WHOLE_BYTES = 2**32  # pictures that need more memory than this are coded in tiles
 TILE_BYTES = 3 * 2**29  # of memory that a tile with a cell around it may need
+
+MARK = "goconv_tf"  # in decoded PNG files
 
 _PILLOWS_LIMIT = threading.Lock()
 _PLAIN_MODES = ("RGB", "L", "P", "1", "CMYK", "YCbCr")
@@ -41,7 +44,11 @@ def _is_deep(image):
             return any(len(box) > 2 and box[2] & 0x40 for box in data.split(b"av1C")[1:])
         start = data.find(b"\xff\x4f\xff\x51")  # of the codestream; 42 bytes on is the depth of each component, less one
         return start < 0 or any(depth & 0x7F > 7 for depth in data[start + 42 :: 3][: len(image.getbands())])
-    return max(depths if isinstance(depths, tuple) else (depths,)) > 8 or any(";16" in a for a in arguments) or max(maximum, default=0) > 255
+    return (
+        max(depths if isinstance(depths, tuple) else (depths,)) > 8
+        or any(";16" in a and a != "BGR;16" for a in arguments)
+        or max(maximum, default=0) > 255
+    )
 
 
 @contextlib.contextmanager
@@ -58,11 +65,25 @@ def pillow_limit(max_pixels):
 def from_pillow(image, name):
     """A Pillow image as `read_picture` gives it; ImageError, about `name`, if it has transparency or more than 8 bits a sample."""
     bands = (*image.getbands(), *(image.palette.mode if image.mode == "P" and image.palette else ""))
+    if image.mode == "LAB":  # whose second band is called A
+        bands = ()
     if "A" in bands or "a" in bands or "transparency" in image.info:
         raise ImageError(f"{name}: has transparency, which is not coded; flatten the picture first")
     if image.mode not in _PLAIN_MODES or _is_deep(image):
         raise ImageError(f"{name}: mode {image.mode} with its depth is not supported; convert it to 8 bits a sample, RGB or grey")
     return np.array(ImageOps.exif_transpose(image).convert("RGB"))
+
+
+def is_decoded(path) -> bool:
+    """Whether a file is a PNG that decompressing wrote, which may be replaced: the stream gives it again."""
+    with contextlib.suppress(Exception), pillow_limit(None), Image.open(path) as image:
+        return is_marked(image)
+    return False
+
+
+def is_marked(image) -> bool:
+    """`is_decoded` of what Pillow has opened."""
+    return image.format == "PNG" and image.info.get("Software") == MARK
 
 
 def read_picture(path, max_pixels: int = MAX_PIXELS, file=None):
@@ -98,7 +119,10 @@ def read_picture(path, max_pixels: int = MAX_PIXELS, file=None):
 
 
 def picture_bytes(picture, picture_format="PNG", **options) -> bytes:
-    """uint8 [h, w, 3] as a file of one of Pillow's formats."""
+    """uint8 [h, w, 3] as a file of one of Pillow's formats; PNG with a mark for `is_decoded`."""
+    if picture_format == "PNG":
+        options["pnginfo"] = PngInfo()
+        options["pnginfo"].add_text("Software", MARK)
     buffer = io.BytesIO()
     Image.fromarray(picture).save(buffer, picture_format, **options)
     return buffer.getvalue()

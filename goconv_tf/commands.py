@@ -210,10 +210,11 @@ def decompress(
 ):
     """The decompress command; returns the exit status."""
     pairs = plan(inputs, output_dir, (STREAM_EXTENSION,), PICTURE_EXTENSION)
+    named = len(inputs) == 2 and not output_dir
 
     def action(source, target):
-        if output_dir and os.path.exists(target) and os.path.samefile(os.path.dirname(os.path.abspath(source)), output_dir):
-            raise UsageError(f"{target}: is there already, perhaps the original; give another --output_dir than the stream's own folder")
+        if not named and os.path.exists(target) and not codec.is_decoded(target):
+            raise UsageError(f"{target}: is there already, perhaps the original, and nothing that decompress wrote; give another --output_dir")
         # Everything that can be wrong without the network is found before it is loaded.
         problems = [] if force else None
         stream = bitstream.unpack(read_stream_file(source), max_pixels, allow_truncated, problems)

@@ -107,6 +107,8 @@ class PillowSubject:
         from PIL import Image, features
 
         Image.init()
+        if name not in CODECS:
+            raise UsageError(f"unknown codec {name!r}: there are {', '.join(CODECS)}")
         self.format, self.settings, self.varied, values = CODECS[name]
         if self.format not in Image.SAVE:
             raise UsageError(f"this Pillow ({PIL.__version__}) cannot write {name}")
@@ -351,9 +353,11 @@ def read_results(path_or_name) -> Dict[str, Any]:
             if name in MEASURES and name != "bpp":
                 if len(values) != len(rates):
                     raise UsageError(f"{path_or_name}: {name} has {len(values)} values for {len(rates)} rates")
+                if not all(rate > 0 for rate in rates):
+                    raise UsageError(f"{path_or_name}: rates must be above 0 bits per pixel")
                 curves[name] = [(float(rate), float(value)) for rate, value in zip(rates, values) if value is not None]
         meta = dict(data.get("meta", {}))
-        return {"name": data.get("name", path_or_name), "description": data.get("description", ""), "results": curves, "meta": meta}
+        return {"name": str(data.get("name", path_or_name)), "description": str(data.get("description", "")), "results": curves, "meta": meta}
     except FileNotFoundError:
         raise UsageError(f"{path_or_name}: no such file; published curves are named like kodak:bpg444") from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:

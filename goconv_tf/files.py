@@ -1,8 +1,27 @@
 """Files that are either whole or not there."""
 
 import contextlib
+import fcntl
 import os
 import tempfile
+
+from goconv_tf.errors import UsageError
+
+
+@contextlib.contextmanager
+def alone_in(folder):
+    """Inside, this process has the folder's lock; UsageError if another has it. Filesystems without locks let all in."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UsageError(f"{folder}: another process is at work there") from None
+        except OSError:
+            pass
+        yield
+    finally:
+        os.close(handle)
 
 
 def atomic_write(path: str, data: bytes) -> None:

@@ -14,6 +14,11 @@ def drawn(metric: str, value: float) -> float:
     return metrics.decibels(value) if metric.startswith("ms-ssim") else value
 
 
+def _plain(text):
+    """Text that Matplotlib does not take for a formula."""
+    return text.replace("$", r"\$")
+
+
 def rate_distortion(path, curves, **options):
     """Draws curves into a file whose extension says its format (.png, .pdf, .svg); options as those of `draw`."""
     atomic_write(str(path), draw(curves, str(path).rsplit(".", 1)[-1], **options))
@@ -49,9 +54,9 @@ def draw(curves, file_format, measures=("psnr-rgb", "ms-ssim-rgb"), title="", ma
                 rates, values = [p[0] for p in points], [drawn(metric, p[1]) for p in points]
                 colour = colours[number % len(colours)]
                 if "style" in curve:
-                    axis.plot(rates, values, curve["style"], color=colour, markersize=3.5, linewidth=1.4, label=curve["name"], zorder=3)
+                    axis.plot(rates, values, curve["style"], color=colour, markersize=3.5, linewidth=1.4, label=_plain(curve["name"]), zorder=3)
                 else:
-                    axis.plot(rates, values, "--", color=colour, linewidth=0.9, label=curve["name"])
+                    axis.plot(rates, values, "--", color=colour, linewidth=0.9, label=_plain(curve["name"]))
             axis.set_xlim(0, limit)
             seen = [value for c in curves for r, v in c["results"].get(metric, ()) if r <= limit and math.isfinite(value := drawn(metric, v))]
             if seen:
@@ -65,7 +70,7 @@ def draw(curves, file_format, measures=("psnr-rgb", "ms-ssim-rgb"), title="", ma
         figure.legend(handles, labels, loc="outside lower center", ncols=columns)
         figure.set_size_inches(3.5 * len(measures), 2.9 + 0.16 * -(-len(labels) // columns))
         if title:
-            figure.suptitle(title, fontsize=8)
+            figure.suptitle(_plain(title), fontsize=8)
         buffer = io.BytesIO()
         figure.savefig(buffer, format=file_format, dpi=200)
         plt.close(figure)

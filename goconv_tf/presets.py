@@ -7,6 +7,8 @@ from typing import Any, Dict, Optional, Sequence, Tuple
 
 from goconv_tf.errors import UsageError
 
+WIDEST = 2048  # channels
+
 
 def _make_tuples(config):
     """JSON has lists only; a frozen config shall be hashable."""
@@ -16,15 +18,23 @@ def _make_tuples(config):
             object.__setattr__(config, field.name, tuple(value))
 
 
+def _check_widths(config):
+    """UsageError for widths that no machine has the memory for, as a config.json may ask for."""
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        is_width = field.name in ("latents", "hyper_width") or field.name.endswith(("filters", "widths"))
+        if is_width and value is not None and not all(0 < n <= WIDEST for n in (value if isinstance(value, tuple) else (value,))):
+            raise UsageError(f"{field.name} must be 1 to {WIDEST}, not {value}")
+
+
 def _complete_octave(config):
     """M defaults to N; UsageError unless both can be split in two frequencies."""
     _make_tuples(config)
+    _check_widths(config)
     if config.latents is None:
         object.__setattr__(config, "latents", config.filters)
     if len(config.estimation_widths) != 2:
         raise UsageError(f"estimation_widths must be 2 numbers, not {len(config.estimation_widths)}")
-    if min(config.estimation_widths) < 1:
-        raise UsageError(f"estimation_widths must be positive, not {config.estimation_widths}")
     if not 0 < round(config.alpha * config.hyper_width) < config.hyper_width:
         raise UsageError(f"hyper_width {config.hyper_width} cannot be split with alpha {config.alpha:g}")
     for name in ("filters", "latents"):
@@ -67,6 +77,8 @@ class VariableRateConfig:
 
     def __post_init__(self):
         _complete_octave(self)
+        if not 0 < self.lmbda_min <= self.lmbda_max < 1:
+            raise UsageError(f"lambdas must be between 0 and 1, not {self.lmbda_min:g} to {self.lmbda_max:g}")
 
     @property
     def rates(self) -> str:
@@ -177,6 +189,7 @@ class ScalableRNNConfig:
         if not self.lambdas:
             object.__setattr__(self, "lambdas", [0.01 * 2**k for k in range(self.iterations)])
         _make_tuples(self)
+        _check_widths(self)
         if not 1 <= self.iterations <= 32:
             raise UsageError(f"iterations must be 1 to 32, not {self.iterations}")
         if len(self.lambdas) != self.iterations:

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import glob
 import hashlib
 import json
 import os
@@ -13,12 +14,11 @@ from typing import Optional, Tuple
 import numpy as np
 import tensorflow as tf
 
-from goconv_tf import cluster, data, losses, metrics, zoo
+from goconv_tf import cluster, data, losses, metrics, presets, zoo
 from goconv_tf.errors import CheckpointError, DataError, GoConvError, UsageError
-from goconv_tf.files import atomic_write
+from goconv_tf.files import alone_in, atomic_write
 from goconv_tf.models import MODELS, crpe, named_weights, principal, principal_rnn, widen
 from goconv_tf.optimizers import Adam, Schedule, Soap
-from goconv_tf.presets import change_settings, get_preset
 
 PRINCIPAL_STARTS = {"variable_rate": principal.principal_start, "scalable_rnn": principal_rnn.scalable_start}  # of --init pca
 
@@ -139,6 +139,8 @@ class Validator:
         for path in paths:
             picture = data.read_rgb(path)
             height, width = (n // 16 * 16 for n in picture.shape[:2])
+            if not min(height, width):
+                raise DataError(f"{path}: too small to validate with, which needs 16 pixels a side")
             if self.distortion != "mse" and min(height, width) < metrics.MS_SSIM_SIDE:
                 raise DataError(f"{path}: too small to validate with --distortion {self.distortion}, which needs 176 pixels a side")
             self.pictures.append(picture[:height, :width])
@@ -295,17 +297,25 @@ class Watch(tf.keras.callbacks.Callback):
 
 def make_config(options: Options):
     """The preset's config with the options' widths, lambdas and settings."""
-    return change_settings(get_preset(options.model, options.preset), options.settings).adapt(
+    return presets.change_settings(presets.get_preset(options.model, options.preset), options.settings).adapt(
         options.num_filters, options.num_latents, options.lambdas
     )
 
 
 def saved_step(backup_dir) -> int:
-    """The step of the last save in a training folder; 0 if there is none."""
-    latest = tf.train.latest_checkpoint(os.path.join(backup_dir, "chief"))
-    if latest is None:
-        return 0
-    return int(tf.train.load_variable(latest, "model/optimizer/_iterations/.ATTRIBUTES/VARIABLE_VALUE"))
+    """The step of the last save in a training folder; 0 if there is none, CheckpointError if there is one that cannot be read."""
+    folder = os.path.join(backup_dir, "chief")
+    try:
+        latest = tf.train.latest_checkpoint(folder)
+        if latest is not None:
+            return int(tf.train.load_variable(latest, "model/optimizer/_iterations/.ATTRIBUTES/VARIABLE_VALUE"))
+    except (tf.errors.OpError, ValueError) as error:
+        raise CheckpointError(
+            f"{folder}: the save cannot be read ({str(error).splitlines()[0]}); without this folder, the run begins anew"
+        ) from error
+    if glob.glob(os.path.join(glob.escape(folder), "ckpt-*.index")):
+        raise CheckpointError(f"{folder}: its file 'checkpoint' does not lead to the save that is there; without this folder, the run begins anew")
+    return 0
 
 
 def exported_step(folder) -> int:
@@ -340,9 +350,13 @@ def data_errors():
 
 @contextlib.contextmanager
 def save_errors(backup_dir):
-    """Turns what TensorFlow makes of a full or unwritable disk into a GoConvError; the last whole save stays."""
+    """Turns what TensorFlow makes of a full or unwritable disk, or of a save of other widths, into a GoConvError; the last whole save stays."""
     try:
         yield
+    except ValueError as error:
+        if "incompatible tensor" not in str(error):
+            raise
+        raise UsageError(f"{backup_dir} holds a run of other widths: a version with other presets began it, and that can go on with it") from error
     except tf.errors.OpError as error:
         if backup_dir not in str(error) and "SaveV2" not in str(error):
             raise
@@ -402,7 +416,7 @@ def train(options: Options):
     source = data.PatchSource(paths, options.patchsize, options.batchsize, lambdas, options.seed, options.flip, options.vivid, options.cache_mb)
     val_paths = data.find_pictures(options.val_glob) if options.val_glob else []
     os.makedirs(folder, exist_ok=True)
-    run_path, backup_dir = os.path.join(folder, "run.json"), os.path.join(folder, "backup")
+    run_path = os.path.join(folder, "run.json")
     if os.path.exists(run_path):
         with open(run_path, encoding="utf-8") as f:
             run = json.load(f)
@@ -416,12 +430,26 @@ def train(options: Options):
             raise UsageError(f"{folder} holds a run with {layers} layers, not {len(config.layers)}: --lambdas has one for each")
         if bool(run["ema"]) != bool(options.ema):
             raise UsageError(f"{folder} holds a run {'with' if run['ema'] else 'without'} averaged weights: --ema cannot be turned on or off")
+        if "config" in run:  # presets change from version to version; a run goes on as it began, but for its lambdas
+            now = {field: getattr(config, field) for field in run["config"] if field.startswith(("lmbda", "lambdas"))}
+            config = dataclasses.replace(presets.make_config(options.model, run["config"]), **now)
     strategy = make_strategy(options.strategy, options.cluster, options.port)
     chief = cluster.is_chief(strategy)
     tell = print if chief else lambda *args, **kwargs: None
     tell(f"{len(source.paths)} pictures; left out {source.too_small} too small, {source.unreadable} unreadable", flush=True)
     if options.batchsize % strategy.num_replicas_in_sync:
         raise UsageError(f"--batchsize {options.batchsize} is not a multiple of the {strategy.num_replicas_in_sync} devices")
+    with alone_in(folder) if chief else contextlib.nullcontext():
+        return _run(options, config, lambdas, paths, source, val_paths, strategy, tell)
+
+
+def _run(options, config, lambdas, paths, source, val_paths, strategy, tell):
+    """`train`, after its checks."""
+    folder, chief = options.checkpoint_dir, cluster.is_chief(strategy)
+    run_path, backup_dir = os.path.join(folder, "run.json"), os.path.join(folder, "backup")
+    start, total = saved_step(backup_dir), cluster.make_total(strategy)
+    if total(start) != start * total(1):
+        raise UsageError(f"the workers see different saves in {folder}: it must be one folder that all of them share")
     with strategy.scope():
         tf.random.set_seed(options.seed)
         tf.keras.utils.set_random_seed(options.seed)
@@ -431,7 +459,7 @@ def train(options: Options):
             count, side = principal.CROPS
             return data.PatchSource(paths, side, count, lambdas, options.seed, options.flip, cache_mb=0)(0)[0]  # drawn from once
 
-        if not saved_step(backup_dir):
+        if not start:
             if options.warm_start:
                 start_from(model, zoo.load_pretrained(options.warm_start, fold=False), options.warm_start, crops)
             elif options.init == "pca":
@@ -443,15 +471,11 @@ def train(options: Options):
         model.compile(optimizer=optimizer)
 
     if chief:
-        atomic_write(run_path, json.dumps(dataclasses.asdict(options), indent=1).encode())
+        atomic_write(run_path, json.dumps({**dataclasses.asdict(options), "config": dataclasses.asdict(config)}, indent=1).encode())
 
-    start = saved_step(backup_dir)
     ended = start >= options.last_step
     if ended and (cluster.spans_machines(strategy) or exported_step(folder) >= start):
         raise UsageError(f"{folder} is already at step {start} of {options.last_step}: raise --last_step to go on")
-    total = cluster.make_total(strategy)
-    if total(start) != start * total(1):
-        raise UsageError(f"the workers see different saves in {folder}: it must be one folder that all of them share")
     tell(f"{'exporting' if ended else 'going on from' if start else 'starting at'} step {start}", flush=True)
     writer = tf.summary.create_file_writer(os.path.join(folder, "tensorboard")) if options.tensorboard and chief else None
     validator = Validator(model, val_paths, options.val_lambdas or lambdas) if val_paths and chief else None

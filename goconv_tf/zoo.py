@@ -84,10 +84,11 @@ def read_info(path: str) -> ModelInfo:
         for value, digits in ((info.fingerprint, 8), (info.sha256, 64), (info.integers or 16 * "0", 16)):
             if not re.fullmatch(f"[0-9a-f]{{{digits}}}", value):
                 raise ValueError(f"{value!r} is not {digits} hexadecimal digits")
-        if not isinstance(info.card, dict):
-            raise TypeError(f"card is {type(info.card).__name__}")
+        if not isinstance(info.card, dict) or not isinstance(info.card.get("training", {}), dict):
+            raise TypeError("card is no object, or its training is none")
         for row in info.card.get("kodak", ()):
-            float(row["bpp"])
+            if not all(isinstance(value, (int, float, type(None))) for value in row.values()) or row["bpp"] is None:
+                raise TypeError("card's kodak has what is no number")
         return info
     except FileNotFoundError:
         raise CheckpointError(f"{path} is not a model folder: it has no {CONFIG_FILE}") from None

@@ -119,6 +119,7 @@ def test_pictures_that_are_refused(tmp_path):
         (deep_jp2(tmp_path / "boxes.jp2", rgb, bytes(2**17)), "not supported"),
         (deep_avif(tmp_path / "deep.avif", rgb), "not supported"),
         (save(rgb, "deep.sgi", bpc=2), "not supported"),
+        (save(Image.new("LAB", (20, 30)), "lab.tif"), "mode LAB"),
         (save(rgb, "pages.tif", save_all=True, append_images=[rgb]), "has 2 pictures"),
         (save(palette, "moving.gif", save_all=True, append_images=[rgb.rotate(90).convert("P")]), "has 2 pictures"),
         (str(tmp_path / "text.png"), "cannot be read"),
@@ -135,6 +136,10 @@ def test_pictures_that_are_refused(tmp_path):
         codec.read_picture(icon(tmp_path / "bomb.png", Image.new("1", (3000, 3000))), max_pixels=1000)
     with pytest.raises(ImageError, match="transparency"):
         codec.from_pillow(rgb.convert("RGBA").quantize(8), "palette")
+    # 5, 6 and 5 bits a sample are not more than 8.
+    header = struct.pack("<2sIII", b"BM", 66 + 8, 0, 66) + struct.pack("<IiiHHIIiiII", 40, 2, 2, 1, 16, 3, 8, 0, 0, 0, 0)
+    (tmp_path / "565.bmp").write_bytes(header + struct.pack("<III", 0xF800, 0x07E0, 0x001F) + struct.pack("<4H", 0xF800, 0x07E0, 0x001F, 0xFFFF))
+    np.testing.assert_array_equal(codec.read_picture(str(tmp_path / "565.bmp"))[1], [[255, 0, 0], [0, 255, 0]])
     for name in ("shallow.jp2", "shallow.sgi", "shallow.avif"):
         assert np.abs(codec.read_picture(save(rgb, name)).astype(int) - draw(20, 30)).mean() < 10
 
@@ -421,8 +426,12 @@ def test_a_broken_folder_does_not_hide_the_zoo(model, model_dir, tmp_path, monke
     "damage",
     [
         *({"name": name} for name in ("../victim", 5, "", "..", "a\nb")),
-        *({"card": card} for card in ([], {"kodak": [{}]}, {"kodak": 3})),
-        *({"config": {key: value}} for key, value in (("lmbda_min", "x"), ("filters", 1e300), ("hyper_width", 1), ("estimation_widths", [0, 16]))),
+        *({"card": card} for card in ([], {"kodak": [{}]}, {"kodak": 3}, {"kodak": [{"bpp": "0.5"}]}, {"kodak": [3]}, {"training": [1]})),
+        *({"config": {"lmbda_min": value}} for value in (0.0, -1, 0.9)),
+        *(
+            {"config": {key: value}}
+            for key, value in (("lmbda_min", "x"), ("filters", 1e300), ("filters", 4096), ("hyper_width", 1), ("estimation_widths", [0, 16]))
+        ),
         {"fingerprint": "xyz"},
         {"sha256": 7},
     ],

@@ -199,6 +199,14 @@ def test_commands(command, command_here, pictures, tmp_path):
     whole = {"name": "whole", "results": {"bpp": [0.1, 0.2, 0.3, 0.4], "psnr-rgb": [30, 32, 34, 36], "ms-ssim-rgb": [0.9, 0.95, 0.97, 1.0]}}
     (tmp_path / "whole.json").write_text(json.dumps(whole))
     assert command_here("plot", tmp_path / "whole.json", "-o", tmp_path / "whole.png").returncode == 0
+    for name, changes in (
+        ("zero", {"results": {**whole["results"], "bpp": [0, 0.2, 0.3, 0.4]}}),
+        ("name", {"name": 5}),
+        ("codec", {"meta": {"codec": "heif"}}),
+    ):
+        (tmp_path / f"{name}.json").write_text(json.dumps({**whole, **changes}))
+    done = command_here("plot", tmp_path / "name.json", "--title", r"$\b$", "-o", tmp_path / "name.png")
+    assert done.returncode == 0, done.stderr
     done = command_here("bd_rate", tmp_path / "whole.json", tmp_path / "whole.json", "--metric", "ms-ssim-rgb")
     assert done.returncode == 0 and "+0.0" in done.stdout, done
     for args, word in (
@@ -207,6 +215,8 @@ def test_commands(command, command_here, pictures, tmp_path):
         (("bd_rate", "kodak:vtm", "kodak:nothing"), "no published curve"),
         (("plot", results / "jpeg.json", "-o", tmp_path / "x.txt"), "unknown plot format"),
         (("report", results / "jpeg.json", "-o", results / "tiny-test.json"), "ends in .html"),
+        (("bd_rate", tmp_path / "zero.json", "kodak:vtm"), "rates must be above 0"),
+        (("report", tmp_path / "codec.json", "--images", pictures, "-o", tmp_path / "x.html"), "unknown codec 'heif'"),
         (("plot", tmp_path / "meta.json", "-o", tmp_path / "x.png"), "not a results file"),
         (("evaluate", "--model", "nothing", pictures), "no model"),
         (("evaluate", "--model", "tiny-test", tmp_path), "transparency"),

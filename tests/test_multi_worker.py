@@ -95,6 +95,12 @@ def test_two_workers_equal_one_also_after_one_was_killed(start, tmp_path, model_
         np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4)
     assert sorted(os.listdir(two)) == sorted(os.listdir(one)) and len(read_log(two)) <= 4
 
+    # A folder that only the chief sees would start the others anew.
+    workers = start(photos, (two, str(tmp_path / "elsewhere")), last_step=12)
+    outputs = [worker.communicate(timeout=200) for worker in workers]
+    for worker, (_, errors) in zip(workers, outputs):
+        assert worker.returncode == 1 and "the workers see different saves" in errors, errors[-2000:]
+
 
 def test_clusters(monkeypatch):
     for name in ("TF_CONFIG", "SLURM_STEP_NUM_TASKS"):

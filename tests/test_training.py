@@ -17,8 +17,8 @@ from conftest import ROOT, draw
 from PIL import Image, PngImagePlugin
 from test_commands import one_line
 
-from goconv_tf import data, metrics, presets, training, zoo
-from goconv_tf.errors import DataError, GoConvError, UsageError
+from goconv_tf import data, files, metrics, presets, training, zoo
+from goconv_tf.errors import CheckpointError, DataError, GoConvError, UsageError
 
 
 @pytest.fixture(scope="module")
@@ -245,9 +245,12 @@ def test_training_lowers_the_loss_watches_real_files_and_exports(unbroken):
     assert any(name.startswith("events") for name in os.listdir(folder / "tensorboard"))
 
 
-def test_killed_before_its_last_export(photos, unbroken, tmp_path, capsys):
-    """The same command writes it."""
+def test_killed_before_its_last_export(photos, unbroken, tmp_path, capsys, monkeypatch):
+    """The same command writes it; also where a later version has other presets, as a run remembers its own."""
     shutil.copytree(unbroken[1], tmp_path / "run")
+    monkeypatch.setitem(
+        presets.PRESETS["variable_rate"], "tiny", presets.change_settings(presets.get_preset("variable_rate", "tiny"), ["filters=12"])
+    )
     shutil.rmtree(tmp_path / "run" / "export")
     run = dataclasses.replace(unbroken[0], checkpoint_dir=str(tmp_path / "run"))
     training.train(run)
@@ -255,6 +258,36 @@ def test_killed_before_its_last_export(photos, unbroken, tmp_path, capsys):
     assert again.info.card["training"]["steps"] == 30 and again.info.sha256 == before.info.sha256
     with pytest.raises(UsageError, match="already at step 30"):
         training.train(run)
+    with files.alone_in(run.checkpoint_dir), pytest.raises(UsageError, match="another process is at work there"):
+        training.train(run)
+    # Runs of earlier versions do not say.
+    shutil.rmtree(tmp_path / "run" / "export")
+    contents = json.loads((tmp_path / "run" / "run.json").read_text())
+    del contents["config"]
+    (tmp_path / "run" / "run.json").write_text(json.dumps(contents))
+    with pytest.raises(UsageError, match="a run of other widths"):
+        training.train(run)
+
+
+def test_damaged_saves_do_not_begin_a_run_anew(unbroken, tmp_path):
+    for name, damage in (
+        ("index", lambda folder: [path.write_bytes(path.read_bytes()[:100]) for path in folder.glob("ckpt-*.index")]),
+        ("empty", lambda folder: (folder / "checkpoint").write_bytes(b"")),
+        ("missing", lambda folder: (folder / "checkpoint").unlink()),
+        ("data", lambda folder: [path.unlink() for path in folder.glob("ckpt-*.data*")]),
+    ):
+        shutil.copytree(unbroken[1] / "backup", tmp_path / name)
+        damage(tmp_path / name / "chief")
+        with pytest.raises(CheckpointError, match="the run begins anew") as error:
+            training.saved_step(str(tmp_path / name))
+        assert "\n" not in str(error.value)
+    assert training.saved_step(str(tmp_path / "nothing")) == 0
+
+
+def test_pictures_too_small_to_validate_with(unbroken, tmp_path):
+    Image.fromarray(draw(10, 40)).save(tmp_path / "small.png")
+    with pytest.raises(DataError, match="needs 16 pixels a side"):
+        training.Validator(zoo.load_pretrained(str(unbroken[1]), fold=False), [str(tmp_path / "small.png")], (0.01,))
 
 
 def test_weights_are_watched_with_their_own_integers(photos, unbroken):
