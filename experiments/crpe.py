@@ -123,7 +123,7 @@ def reconstruction_of(source, target):
 
 
 def encode(args):
-    from goconv_tf import codec, zoo
+    from goconv_tf import zoo
 
     folder = os.path.isdir(args.input_file)
     if folder:
@@ -131,8 +131,7 @@ def encode(args):
         # As for a single picture, the whole name stays.
         files = [(source, os.path.join(os.path.dirname(target), os.path.basename(source) + ".bitstream")) for source, target in files]
         # What an earlier call wrote beside the pictures, and beside their files, is none of them.
-        reconstructions = {reconstruction_of(source, target) for source, target in files}
-        written = {os.path.realpath(path) for path in reconstructions if codec.is_decoded(path)}
+        written = {os.path.realpath(reconstruction_of(source, target)) for source, target in files if os.path.exists(target)}
         files = [(source, target) for source, target in files if os.path.realpath(source) not in written]
         os.makedirs(args.output_file or args.input_file, exist_ok=True)
     else:
@@ -142,7 +141,7 @@ def encode(args):
         commands.check_replaceable(target)
         reconstruction = reconstruction_of(source, target)
         commands.check_output(reconstruction, source)
-        if os.path.exists(reconstruction) and not codec.is_decoded(reconstruction):
+        if os.path.exists(reconstruction) and not os.path.exists(target):
             raise UsageError(f"{reconstruction}: is there already, and no earlier call's; name another output")
     model = zoo.load_pretrained(args.restore_path or args.checkpoint_dir)
     rows, failures = [], 0

@@ -2,7 +2,7 @@
 
     python rnn.py train
     python rnn.py --batchsize 1 compress xxx.png compressed.bin
-    python rnn.py --batchsize 1 decompress compressed.bin xxx.png
+    python rnn.py --batchsize 1 decompress compressed.bin decompressed.png
 
 Flags may stand before or after the command. `compress` prints the original's figures after each iteration.
 `python -m goconv_tf.train --model scalable_rnn` has more flags for training, `python -m goconv_tf` for coding.

@@ -90,7 +90,11 @@ def make_parser():
         "--exact", action="store_true", default=True, help="Compute entropy parameters with integers: every machine decodes the file (default)."
     )
     p.add_argument("--noexact", dest="exact", action="store_false", help="Compute them in floating point, for research; the file says so.")
-    p.add_argument("--verify", action="store_true", help="Decode each file before it is written; print PSNR, MS-SSIM and a hash of the pixels.")
+    p.add_argument(
+        "--verify",
+        action="store_true",
+        help="Decode each file before it is written; print PSNR, MS-SSIM and a hash of the pixels; on other machines some may differ by a level.",
+    )
     add_size_limit(p)
     add_tile(p)
     p.set_defaults(

@@ -137,9 +137,9 @@ def finished(task, source, target) -> Dict[str, Any]:
     if task.command == "decompress":
         row = describe(read(source))
         with contextlib.suppress(Exception), codec.pillow_limit(task.max_pixels), Image.open(io.BytesIO(data)) as image:
-            if image.size == (row["width"], row["height"]) and codec.is_marked(image):
+            if image.size == (row["width"], row["height"]):
                 return row
-        raise GoConvError(f"{target} is in the way: decompress did not write it from {source}")
+        raise GoConvError(f"{target} is in the way: it is no picture of {source}")
     if task.command == "evaluate":
         with contextlib.suppress(ValueError):
             row = json.loads(data)
@@ -161,7 +161,7 @@ def make(task, source) -> Tuple[bytes, Dict[str, Any]]:
         stream = bitstream.unpack(data, task.max_pixels, task.allow_truncated)
         info = zoo.find_model(task.model) if task.model else codec.find_stream_model(stream)
         codec.check_model(stream, info)
-        return codec.picture_bytes(codec.decode(zoo.shared(info.path), stream, task.layers)), describe(data)
+        return codec.picture_bytes(codec.decode(zoo.shared(info.path), stream, task.layers), decoded=True), describe(data)
     picture = codec.read_picture(source, task.max_pixels, io.BytesIO(data))
     model = zoo.shared(task.model, task.fingerprint)
     if task.command == "evaluate":

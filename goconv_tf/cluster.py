@@ -7,7 +7,7 @@ import os
 
 import tensorflow as tf
 
-from goconv_tf.errors import GoConvError, UsageError
+from goconv_tf.errors import GoConvError, UsageError, first_line
 
 CLUSTERS = ("auto", "tf_config", "slurm")
 
@@ -136,5 +136,4 @@ def lost_workers(strategy, folder):
     except (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.CancelledError, tf.errors.DeadlineExceededError) as error:
         if not spans_machines(strategy):
             raise
-        reason = str(error).splitlines()[0]
-        raise GoConvError(f"another worker is gone ({reason}); start all of them again to go on from the last save in {folder}") from error
+        raise GoConvError(f"another worker is gone ({first_line(error)}); start all of them again to go on from the last save in {folder}") from error

@@ -77,13 +77,8 @@ def from_pillow(image, name):
 def is_decoded(path) -> bool:
     """Whether a file is a PNG that decompressing wrote, which may be replaced: the stream gives it again."""
     with contextlib.suppress(Exception), pillow_limit(None), Image.open(path) as image:
-        return is_marked(image)
+        return image.format == "PNG" and image.info.get("Software") == MARK
     return False
-
-
-def is_marked(image) -> bool:
-    """`is_decoded` of what Pillow has opened."""
-    return image.format == "PNG" and image.info.get("Software") == MARK
 
 
 def read_picture(path, max_pixels: int = MAX_PIXELS, file=None):
@@ -118,9 +113,9 @@ def read_picture(path, max_pixels: int = MAX_PIXELS, file=None):
         raise ImageError(f"{path}: cannot be read as a picture ({error})") from error
 
 
-def picture_bytes(picture, picture_format="PNG", **options) -> bytes:
-    """uint8 [h, w, 3] as a file of one of Pillow's formats; PNG with a mark for `is_decoded`."""
-    if picture_format == "PNG":
+def picture_bytes(picture, picture_format="PNG", decoded=False, **options) -> bytes:
+    """uint8 [h, w, 3] as a file of one of Pillow's formats; decoded: PNG with the mark that `is_decoded` looks for."""
+    if picture_format == "PNG" and decoded:
         options["pnginfo"] = PngInfo()
         options["pnginfo"].add_text("Software", MARK)
     buffer = io.BytesIO()

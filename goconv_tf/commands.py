@@ -117,7 +117,7 @@ def write_picture(path, picture):
     if picture_format not in Image.SAVE:
         raise UsageError(f"{path}: unknown picture format {extension!r}; use .png")
     try:
-        data = codec.picture_bytes(picture, picture_format)
+        data = codec.picture_bytes(picture, picture_format, decoded=True)
     except MemoryError:
         raise
     except Exception as error:  # Pillow raises almost anything for sizes that a format does not have
@@ -210,11 +210,12 @@ def decompress(
 ):
     """The decompress command; returns the exit status."""
     pairs = plan(inputs, output_dir, (STREAM_EXTENSION,), PICTURE_EXTENSION)
-    named = len(inputs) == 2 and not output_dir
 
     def action(source, target):
-        if not named and os.path.exists(target) and not codec.is_decoded(target):
-            raise UsageError(f"{target}: is there already, perhaps the original, and nothing that decompress wrote; give another --output_dir")
+        if output_dir and os.path.exists(target) and not codec.is_decoded(target):
+            raise UsageError(
+                f"{target}: is there already, and not marked as decompress marks what it writes; remove it, or give another --output_dir"
+            )
         # Everything that can be wrong without the network is found before it is loaded.
         problems = [] if force else None
         stream = bitstream.unpack(read_stream_file(source), max_pixels, allow_truncated, problems)

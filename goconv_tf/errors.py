@@ -31,3 +31,8 @@ class DataError(GoConvError):
 
 class UsageError(GoConvError):
     """The command's arguments do not fit together."""
+
+
+def first_line(error) -> str:
+    """What an error of TensorFlow's says, in a line."""
+    return (str(error).splitlines() or [type(error).__name__])[0]

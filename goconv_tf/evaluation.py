@@ -63,7 +63,8 @@ class ModelSubject:
         self.identity = f"{self.info.name} {self.info.fingerprint} {entropy_coder}"
         self.points = operating_points(self.info.config, points)
         self.description = f"{self.info.model}, fingerprint {self.info.fingerprint}, {self.info.config.rates}"
-        steps = self.info.card.get("training", {}).get("steps")
+        training = self.info.card.get("training")
+        steps = training.get("steps") if isinstance(training, dict) else None
         self.meta = {"model": self.info.model, "fingerprint": self.info.fingerprint, "steps": steps, "entropy_coder": entropy_coder}
 
     @functools.cached_property
@@ -138,12 +139,12 @@ class PillowSubject:
 
 
 def make_subject(kind, *args):
-    """A subject from what can be sent to another process."""
+    """A subject from what can be sent to another process: ("model", name or folder[, entropy coder[, points]]) or ("codec", one of `CODECS`)."""
     return {"model": ModelSubject, "codec": PillowSubject}[kind](*args)
 
 
 def measure(subject, path, point) -> Dict[str, Optional[float]]:
-    """All measures of one picture file; those that are not defined are None."""
+    """All measures of one picture file at one of the subject's `points`; those that are not defined are None."""
     return measure_picture(subject, codec.read_picture(path), point)[0]
 
 
@@ -283,7 +284,8 @@ def _write(subject, rows, images, pixels, output, as_csv):
     pairs = [mean_row(point, by_path) for point, by_path in zip(subject.points, rows)]
     pairs.sort(key=lambda pair: pair[0]["bpp"])
     names = _measures(row for row, _ in pairs)
-    reasons = {name: reason for _, more in pairs for name, reason in more.items()}
+    reasons = {name: "not in files of fewer layers" for name in names if not all(name in row for row, _ in pairs)}
+    reasons.update({name: reason for _, more in pairs for name, reason in more.items()})
     contents = {
         "name": subject.name,
         "description": subject.description,
@@ -373,7 +375,7 @@ class BDRate(NamedTuple):
 
 
 def bd_rate(anchor, test, metric="psnr-rgb") -> BDRate:
-    """Bjontegaard delta rate (PCHIP interpolation, `bjontegaard` package) of two `read_results`; MS-SSIM counts in dB.
+    """Bjontegaard delta rate (PCHIP interpolation, `bjontegaard` package) of two `read_results`; metric: of `MEASURES`, MS-SSIM counts in dB.
 
     PCHIP is monotone: Akima's curves swing out where points are as uneven as those of scalable models can be.
 
@@ -382,6 +384,13 @@ def bd_rate(anchor, test, metric="psnr-rgb") -> BDRate:
     """
     import bjontegaard
 
+    from goconv_tf import published
+
+    for published_one, other in ((anchor, test), (test, anchor)):
+        dataset = published_one.get("dataset")
+        others = other.get("dataset") or other.get("meta", {}).get("dataset")
+        if dataset and others and not published.is_of(dataset, others):
+            raise GoConvError(f"{published_one['name']} is of different pictures, {dataset}, than {other['name']}, of the folder {others!r}")
     metas = [data.get("meta", {}) for data in (anchor, test)]
     for key in ("pixels", "pictures"):  # published curves and earlier versions' files do not have all of it
         if None not in (found := [meta.get(key) for meta in metas]) and found[0] != found[1]:
@@ -410,7 +419,7 @@ def bd_rate(anchor, test, metric="psnr-rgb") -> BDRate:
 
 
 def bd_rate_cell(anchor, test, metric, digits=1) -> str:
-    """`bd_rate` as a table's cell: percent and the qualities compared, or why there is none."""
+    """`bd_rate` as a table's cell: percent, with so many digits after the point, and the qualities compared, or why there is none."""
     try:
         result = bd_rate(anchor, test, metric)
     except GoConvError as error:

@@ -11,7 +11,7 @@ from goconv_tf.errors import UsageError
 @contextlib.contextmanager
 def alone_in(folder):
     """Inside, this process has the folder's lock; UsageError if another has it. Filesystems without locks let all in."""
-    handle = os.open(folder, os.O_RDONLY)
+    handle = os.open(os.path.join(folder, ".lock"), os.O_RDWR | os.O_CREAT, 0o666)  # a file, as locks of folders do not reach other machines
     try:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)

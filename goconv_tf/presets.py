@@ -186,12 +186,12 @@ class ScalableRNNConfig:
     before = {"grid_bits": 10}  # in folders of earlier versions, which do not say
 
     def __post_init__(self):
+        if not 1 <= self.iterations <= 32:
+            raise UsageError(f"iterations must be 1 to 32, not {self.iterations}")
         if not self.lambdas:
             object.__setattr__(self, "lambdas", [0.01 * 2**k for k in range(self.iterations)])
         _make_tuples(self)
         _check_widths(self)
-        if not 1 <= self.iterations <= 32:
-            raise UsageError(f"iterations must be 1 to 32, not {self.iterations}")
         if len(self.lambdas) != self.iterations:
             raise UsageError(f"{len(self.lambdas)} lambdas for {self.iterations} iterations: one is needed for each")
         for name, count in (("encoder_filters", 3), ("decoder_filters", 4)):

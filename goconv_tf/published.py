@@ -28,12 +28,15 @@ def names(dataset: str):
 
 
 def curve(dataset: str, name: str) -> Dict:
-    """{"name", "source", "results"}; results {"psnr-rgb" or "ms-ssim-rgb": [(bpp, value)]}, MS-SSIM linear; UsageError names what there is."""
+    """{"name", "source", "dataset", "results"}; results {"psnr-rgb" or "ms-ssim-rgb": [(bpp, value)]}, MS-SSIM linear.
+
+    UsageError names what there is.
+    """
     if name not in _contents()[dataset]:
         raise UsageError(f"no published curve {name!r} on {dataset}: there are {', '.join(names(dataset))}")
     entry = _contents()[dataset][name]
     results = {metric: [tuple(point) for point in entry[metric]] for metric in _METRICS if metric in entry}
-    return {"name": entry["title"], "source": entry["source"], "results": results}
+    return {"name": entry["title"], "source": entry["source"], "dataset": dataset, "results": results}
 
 
 def tables() -> Dict:

@@ -6,7 +6,7 @@ import re
 import numpy as np
 
 from goconv_tf import presets
-from goconv_tf.errors import CheckpointError, UsageError
+from goconv_tf.errors import CheckpointError, UsageError, first_line
 
 # What a training checkpoint holds besides the model.
 _IGNORED = re.compile(r"(.*/Adam(_1)?|beta[12]_power(_1)?|global_step)$")
@@ -77,11 +77,7 @@ def _open(path):
         reader = tf.train.load_checkpoint(path)
         return reader, reader.get_variable_to_shape_map()
     except (tf.errors.OpError, ValueError, RuntimeError, LookupError) as error:
-        raise CheckpointError(f"{path}: cannot be read: {_first_line(error)}") from error
-
-
-def _first_line(error):
-    return str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise CheckpointError(f"{path}: cannot be read: {first_line(error)}") from error
 
 
 def _read(path, reader, name):
@@ -90,7 +86,7 @@ def _read(path, reader, name):
     try:
         return reader.get_tensor(name)
     except (tf.errors.OpError, ValueError, RuntimeError, LookupError) as error:
-        raise CheckpointError(f"{path}: {name} cannot be read: {_first_line(error)}") from error
+        raise CheckpointError(f"{path}: {name} cannot be read: {first_line(error)}") from error
 
 
 def _scalable_rnn_config(path, shapes):

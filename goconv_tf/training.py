@@ -15,7 +15,7 @@ import numpy as np
 import tensorflow as tf
 
 from goconv_tf import cluster, data, losses, metrics, presets, zoo
-from goconv_tf.errors import CheckpointError, DataError, GoConvError, UsageError
+from goconv_tf.errors import CheckpointError, DataError, GoConvError, UsageError, first_line
 from goconv_tf.files import alone_in, atomic_write
 from goconv_tf.models import MODELS, crpe, named_weights, principal, principal_rnn, widen
 from goconv_tf.optimizers import Adam, Schedule, Soap
@@ -306,14 +306,13 @@ def saved_step(backup_dir) -> int:
     """The step of the last save in a training folder; 0 if there is none, CheckpointError if there is one that cannot be read."""
     folder = os.path.join(backup_dir, "chief")
     try:
-        latest = tf.train.latest_checkpoint(folder)
-        if latest is not None:
-            return int(tf.train.load_variable(latest, "model/optimizer/_iterations/.ATTRIBUTES/VARIABLE_VALUE"))
+        state = tf.train.get_checkpoint_state(folder)
+        if state is not None and os.path.exists(f"{state.model_checkpoint_path}.index"):
+            return int(tf.train.load_variable(state.model_checkpoint_path, "model/optimizer/_iterations/.ATTRIBUTES/VARIABLE_VALUE"))
     except (tf.errors.OpError, ValueError) as error:
-        raise CheckpointError(
-            f"{folder}: the save cannot be read ({str(error).splitlines()[0]}); without this folder, the run begins anew"
-        ) from error
-    if glob.glob(os.path.join(glob.escape(folder), "ckpt-*.index")):
+        raise CheckpointError(f"{folder}: the save cannot be read ({first_line(error)}); without this folder, the run begins anew") from error
+    found = glob.glob("ckpt-*.index", root_dir=folder)
+    if found not in ([], ["ckpt-1.index"]):  # a first save may have been broken off before its 'checkpoint'
         raise CheckpointError(f"{folder}: its file 'checkpoint' does not lead to the save that is there; without this folder, the run begins anew")
     return 0
 
@@ -356,13 +355,13 @@ def save_errors(backup_dir):
     except ValueError as error:
         if "incompatible tensor" not in str(error):
             raise
-        raise UsageError(f"{backup_dir} holds a run of other widths: a version with other presets began it, and that can go on with it") from error
+        raise UsageError(
+            f"{backup_dir} holds a run of other widths: a version with other presets, or another M for --set filters=N, began it"
+        ) from error
     except tf.errors.OpError as error:
         if backup_dir not in str(error) and "SaveV2" not in str(error):
             raise
-        raise GoConvError(
-            f"the save in {backup_dir} failed ({str(error).splitlines()[0]}); the last whole one is of step {saved_step(backup_dir)}"
-        ) from error
+        raise GoConvError(f"the save in {backup_dir} failed ({first_line(error)}); the last whole one is of step {saved_step(backup_dir)}") from error
 
 
 @contextlib.contextmanager
@@ -416,7 +415,7 @@ def train(options: Options):
     source = data.PatchSource(paths, options.patchsize, options.batchsize, lambdas, options.seed, options.flip, options.vivid, options.cache_mb)
     val_paths = data.find_pictures(options.val_glob) if options.val_glob else []
     os.makedirs(folder, exist_ok=True)
-    run_path = os.path.join(folder, "run.json")
+    run_path, run = os.path.join(folder, "run.json"), None
     if os.path.exists(run_path):
         with open(run_path, encoding="utf-8") as f:
             run = json.load(f)
@@ -433,18 +432,21 @@ def train(options: Options):
         if "config" in run:  # presets change from version to version; a run goes on as it began, but for its lambdas
             now = {field: getattr(config, field) for field in run["config"] if field.startswith(("lmbda", "lambdas"))}
             config = dataclasses.replace(presets.make_config(options.model, run["config"]), **now)
+    contents = dataclasses.asdict(options)
+    if run is None or "config" in run:  # a run of an earlier version may have had other widths than presets have now
+        contents["config"] = dataclasses.asdict(config)
     strategy = make_strategy(options.strategy, options.cluster, options.port)
     chief = cluster.is_chief(strategy)
     tell = print if chief else lambda *args, **kwargs: None
     tell(f"{len(source.paths)} pictures; left out {source.too_small} too small, {source.unreadable} unreadable", flush=True)
     if options.batchsize % strategy.num_replicas_in_sync:
         raise UsageError(f"--batchsize {options.batchsize} is not a multiple of the {strategy.num_replicas_in_sync} devices")
-    with alone_in(folder) if chief else contextlib.nullcontext():
-        return _run(options, config, lambdas, paths, source, val_paths, strategy, tell)
+    with cluster.lost_workers(strategy, folder), alone_in(folder) if chief else contextlib.nullcontext():
+        return _run(options, config, contents, lambdas, paths, source, val_paths, strategy, tell)
 
 
-def _run(options, config, lambdas, paths, source, val_paths, strategy, tell):
-    """`train`, after its checks."""
+def _run(options, config, contents, lambdas, paths, source, val_paths, strategy, tell):
+    """`train`, after its checks; contents: of run.json."""
     folder, chief = options.checkpoint_dir, cluster.is_chief(strategy)
     run_path, backup_dir = os.path.join(folder, "run.json"), os.path.join(folder, "backup")
     start, total = saved_step(backup_dir), cluster.make_total(strategy)
@@ -471,12 +473,16 @@ def _run(options, config, lambdas, paths, source, val_paths, strategy, tell):
         model.compile(optimizer=optimizer)
 
     if chief:
-        atomic_write(run_path, json.dumps({**dataclasses.asdict(options), "config": dataclasses.asdict(config)}, indent=1).encode())
+        atomic_write(run_path, json.dumps(contents, indent=1).encode())
 
     ended = start >= options.last_step
     if ended and (cluster.spans_machines(strategy) or exported_step(folder) >= start):
         raise UsageError(f"{folder} is already at step {start} of {options.last_step}: raise --last_step to go on")
-    tell(f"{'exporting' if ended else 'going on from' if start else 'starting at'} step {start}", flush=True)
+    gpus = len(tf.config.list_logical_devices("GPU"))
+    tell(
+        f"{'exporting' if ended else 'going on from' if start else 'starting at'} step {start}, {gpus or 'no'} GPU{'s' if gpus > 1 else ''}",
+        flush=True,
+    )
     writer = tf.summary.create_file_writer(os.path.join(folder, "tensorboard")) if options.tensorboard and chief else None
     validator = Validator(model, val_paths, options.val_lambdas or lambdas) if val_paths and chief else None
     progress = Progress(options, os.path.join(folder, "log.jsonl") if chief else None, writer, total)
@@ -489,7 +495,7 @@ def _run(options, config, lambdas, paths, source, val_paths, strategy, tell):
             backup.on_train_begin()
             watch[0].watch()
         return model
-    with stopped_by_signals(progress.stop), cluster.lost_workers(strategy, folder), data_errors(), save_errors(backup_dir):
+    with stopped_by_signals(progress.stop), data_errors(), save_errors(backup_dir):
         model.fit(
             cluster.dataset(source, start, strategy),
             epochs=2**31,  # Progress ends the run; an "epoch" is the time between two saves

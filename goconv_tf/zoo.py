@@ -84,11 +84,7 @@ def read_info(path: str) -> ModelInfo:
         for value, digits in ((info.fingerprint, 8), (info.sha256, 64), (info.integers or 16 * "0", 16)):
             if not re.fullmatch(f"[0-9a-f]{{{digits}}}", value):
                 raise ValueError(f"{value!r} is not {digits} hexadecimal digits")
-        if not isinstance(info.card, dict) or not isinstance(info.card.get("training", {}), dict):
-            raise TypeError("card is no object, or its training is none")
-        for row in info.card.get("kodak", ()):
-            if not all(isinstance(value, (int, float, type(None))) for value in row.values()) or row["bpp"] is None:
-                raise TypeError("card's kodak has what is no number")
+        _check_card(info.card)
         return info
     except FileNotFoundError:
         raise CheckpointError(f"{path} is not a model folder: it has no {CONFIG_FILE}") from None
@@ -96,14 +92,27 @@ def read_info(path: str) -> ModelInfo:
         raise CheckpointError(f"{config_path} cannot be read: {type(error).__name__}: {error}") from error
 
 
+def _check_card(card):
+    """TypeError, KeyError or AttributeError unless what is read of it can be: rows of "kodak", whose bits and measures are numbers."""
+    if not isinstance(card, dict):
+        raise TypeError(f"card is {type(card).__name__}")
+    for row in card.get("kodak", ()):
+        values = [row["bpp"], *(row[name] for name in ("psnr-rgb", "ms-ssim-rgb") if row.get(name) is not None)]
+        if not all(isinstance(value, (int, float)) for value in values):
+            raise TypeError("a measure in the card's kodak is no number")
+
+
 def all_models() -> List[ModelInfo]:
     """Every readable model folder in the zoo's folders, in the order of search."""
+    return [info for folder in zoo_folders() for info in _models_in(folder)]
+
+
+def _models_in(folder):
     found = []
-    for folder in zoo_folders():
-        for entry in sorted(os.listdir(folder)) if os.path.isdir(folder) else []:
-            # A broken folder must not hide the others; asking for it by name says what is wrong.
-            with contextlib.suppress(CheckpointError):
-                found.append(read_info(_model_folder(os.path.join(folder, entry))))
+    for entry in sorted(os.listdir(folder)) if os.path.isdir(folder) else []:
+        # A broken folder must not hide the others; asking for it by name says what is wrong.
+        with contextlib.suppress(CheckpointError):
+            found.append(read_info(_model_folder(os.path.join(folder, entry))))
     return found
 
 
@@ -134,13 +143,13 @@ def find_model(name_or_path: str) -> ModelInfo:
         path = _model_folder(os.path.join(folder, name_or_path))
         if os.path.exists(os.path.join(path, CONFIG_FILE)):
             return read_info(path)
+        if folder:  # or in one that is called otherwise
+            for info in _models_in(folder):
+                if info.name == name_or_path:
+                    return info
     if os.path.isdir(name_or_path):
         raise CheckpointError(f"{name_or_path} is not a model folder: it has no {CONFIG_FILE}")
-    models = list_models()
-    for info in models:  # in a folder that is called otherwise
-        if info.name == name_or_path:
-            return info
-    names = ", ".join(info.name for info in models) or "no models"
+    names = ", ".join(info.name for info in list_models()) or "no models"
     raise CheckpointError(f"no model {name_or_path!r}: the zoo has {names}; a folder's path works too")
 
 
@@ -163,7 +172,7 @@ def save_pretrained(model, path: str, name: str, card=None, dtype: str = "float3
       ModelInfo of what was written.
 
     Raises:
-      UsageError: if streams cannot call a model that.
+      UsageError: if streams cannot call a model that, or if the card's "kodak" is not rows of numbers.
       CheckpointError: if its entropy parameters cannot be computed with integers.
     """
     import numpy as np
@@ -172,6 +181,10 @@ def save_pretrained(model, path: str, name: str, card=None, dtype: str = "float3
     from goconv_tf.models import named_weights
 
     check_name(name)
+    try:
+        _check_card(card or {})
+    except (TypeError, KeyError, AttributeError) as error:
+        raise UsageError(f"card cannot be read: {type(error).__name__}: {error}") from error
     if any(m.table is None for m in model.entropy_models().values()):
         model.build_tables()
     weights = named_weights(model)

@@ -17,7 +17,7 @@ import tensorflow as tf
 from conftest import draw
 from PIL import Image
 
-from goconv_tf import bitstream, codec, commands, zoo
+from goconv_tf import bitstream, codec, commands, evaluation, zoo
 from goconv_tf.errors import CheckpointError, GoConvError, ImageError, ModelMismatchError, RateError, UsageError
 
 
@@ -426,7 +426,7 @@ def test_a_broken_folder_does_not_hide_the_zoo(model, model_dir, tmp_path, monke
     "damage",
     [
         *({"name": name} for name in ("../victim", 5, "", "..", "a\nb")),
-        *({"card": card} for card in ([], {"kodak": [{}]}, {"kodak": 3}, {"kodak": [{"bpp": "0.5"}]}, {"kodak": [3]}, {"training": [1]})),
+        *({"card": card} for card in ([], {"kodak": [{}]}, {"kodak": 3}, {"kodak": [{"bpp": "0.5"}]}, {"kodak": [3]})),
         *({"config": {"lmbda_min": value}} for value in (0.0, -1, 0.9)),
         *(
             {"config": {key: value}}
@@ -445,6 +445,14 @@ def test_configs_that_say_what_cannot_be(damage, model_dir, tmp_path, monkeypatc
     assert "\n" not in str(error.value)
     monkeypatch.setenv("GOCONV_TF_ZOO", str(tmp_path))
     assert "variable-rate-small-mse" in [info.name for info in zoo.list_models()]
+
+
+def test_cards_are_free_but_for_what_is_read(model, tmp_path):
+    info = zoo.save_pretrained(model, str(tmp_path), "free", card={"training": "3 days on one GPU", "kodak": [{"bpp": 0.3, "machine": "x86"}]})
+    assert evaluation.ModelSubject(str(tmp_path)).meta["steps"] is None
+    with pytest.raises(UsageError, match="card cannot be read"):
+        zoo.save_pretrained(model, str(tmp_path), "free", card={"kodak": [{"bpp": "0.3"}]})
+    assert zoo.read_info(str(tmp_path)).sha256 == info.sha256
 
 
 def test_weights_that_are_not_those_asked_for(model, model_dir):

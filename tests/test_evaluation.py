@@ -191,8 +191,8 @@ def test_commands(command, command_here, pictures, tmp_path):
     assert done.returncode == 0, done.stderr
     with Image.open(tmp_path / "rd.png") as image:
         assert image.width > 1000
-    done = command_here("bd_rate", results / "jpeg.json", "kodak:bpg444")
-    assert done.returncode == 0 and "% bits of BPG 4:4:4 against jpeg" in done.stdout
+    done = command_here("bd_rate", "kodak:jpeg", "kodak:bpg444")
+    assert done.returncode == 0 and "% bits of BPG 4:4:4 against JPEG" in done.stdout
     (tmp_path / "bad.json").write_text('{"results": 3}')
     (tmp_path / "meta.json").write_text('{"results": {"bpp": []}, "meta": 3}')
     # A picture that a codec gives back as it was has an MS-SSIM of 1, which is not finite in dB.
@@ -213,6 +213,8 @@ def test_commands(command, command_here, pictures, tmp_path):
         (("bd_rate", tmp_path / "bad.json", "kodak:vtm"), "not a results file"),
         (("bd_rate", tmp_path / "none.json", "kodak:vtm"), "no such file"),
         (("bd_rate", "kodak:vtm", "kodak:nothing"), "no published curve"),
+        (("bd_rate", results / "jpeg.json", "kodak:bpg444"), "BPG 4:4:4 is of different pictures, kodak"),
+        (("bd_rate", "tecnick:jpeg420", "kodak:bpg444"), "different pictures"),
         (("plot", results / "jpeg.json", "-o", tmp_path / "x.txt"), "unknown plot format"),
         (("report", results / "jpeg.json", "-o", results / "tiny-test.json"), "ends in .html"),
         (("bd_rate", tmp_path / "zero.json", "kodak:vtm"), "rates must be above 0"),

@@ -282,6 +282,9 @@ def test_damaged_saves_do_not_begin_a_run_anew(unbroken, tmp_path):
             training.saved_step(str(tmp_path / name))
         assert "\n" not in str(error.value)
     assert training.saved_step(str(tmp_path / "nothing")) == 0
+    # Nor does a folder's name matter.
+    shutil.copytree(unbroken[1] / "backup", tmp_path / "run[1]")
+    assert training.saved_step(str(tmp_path / "run[1]")) == 30
 
 
 def test_pictures_too_small_to_validate_with(unbroken, tmp_path):

@@ -62,6 +62,8 @@ def main():
         tables.append(kind)
 
     published = [evaluation.read_results(name) for name in PUBLISHED] if is_of("kodak", args.images) else []
+    if not published:
+        print(f"{args.images}: has no 'kodak' in its name, so that published figures, which are of Kodak's pictures, are left out")
     own = [curve for curve in curves if curve["meta"].get("model")]
     codecs = [curve for curve in curves if curve["meta"].get("codec")]
     rows = []

@@ -107,7 +107,8 @@ def main():
             print(name, target, rows[name][-1] if isinstance(rows[name][-1], str) else f"{rows[name][-1]['bpp']:.4f} bpp", flush=True)
         text.append(picture_table(name, args.targets, rows[name], paper.get(name) if isinstance(paper.get(name), dict) else None))
     found = measure(args.model, args.images, args.output)
-    head = f"# Variable rate: {len(paths)} pictures, rate control to 1 %\n\nPublished figures: {paper['source']}.\n"
+    head = f"# Variable rate: {len(paths)} pictures, rate control to 1 %\n"
+    head += f"\nPublished figures: {paper['source']}.\n" if any(isinstance(paper.get(name), dict) for name in rows) else ""
     timing = f"### Seconds\n\nPublished: {paper['timing_seconds']['source']}.\n\n" + time_table(rows, sizes, paper["timing_seconds"])
     base = os.path.join(args.output, "variable_rate")
     atomic_write(base + ".md", "\n".join([head, provenance(found), *text, timing]).encode())

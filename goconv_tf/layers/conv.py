@@ -218,7 +218,10 @@ class GDN(_OwnVariables, tf.keras.layers.Layer):
     Eq. 3; with `inverse` the division becomes a product (IGDN). Parameters are tfc's
     non-negative `GDNParameter`s. Computed in float32 whatever the layer's compute type.
 
-    Input and output [batch, ..., channels].
+    Input and output [batch, ..., channels]. `exact` needs `quantized`, which `quantize()` gives.
+
+    Args:
+      inverse: IGDN.
     """
 
     def __init__(self, inverse=False, **kwargs):
@@ -259,6 +262,9 @@ class GDN(_OwnVariables, tf.keras.layers.Layer):
 
 class Conv2D(tf.keras.layers.Conv2D):
     """Keras' convolution, with "same" padding, that can also be computed on the grid.
+
+    Input [batch, h, w, c], output [batch, ceil(h / strides), ceil(w / strides), filters]. `quantize` raises ValueError for strides, dilations,
+    other paddings and activations, which have no exact form.
 
     grids: bits after the point of what `exact` takes and gives.
     """

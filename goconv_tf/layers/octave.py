@@ -115,7 +115,10 @@ class _GoConv(tf.keras.layers.Layer):
         **kwargs,
     ):
         super().__init__(**kwargs)
-        if int(filters) < 1:
+        for name, value in (("filters", filters), ("kernel_size", kernel_size), ("inter_kernel_size", inter_kernel_size)):
+            if not isinstance(value, int):
+                raise ValueError(f"{name} must be one integer, not {value!r}")
+        if filters < 1:
             raise ValueError(f"filters must be at least 1, not {filters}")
         if not 0 <= alpha < 1:
             raise ValueError(f"alpha must be in [0, 1), not {alpha}")

@@ -203,7 +203,8 @@ def adopt(model, source, lmbda):
     and has the other model's priors of z, so that it costs few bits at first.
 
     Args:
-      model: CRPE with `second_hyper` and `crpe_y`. source: VariableRate, not folded.
+      model: CRPE with `second_hyper` and `crpe_y`. source: VariableRate of the same widths (others fail in TensorFlow), not folded.
+      lmbda: float within the source's range, on the scale of R + lambda * 255^2 * MSE.
     """
     for ours, theirs in zip([*model.g_a, *model.g_s], [*source.g_a, *source.g_s]):
         for path in ("high", "low", "up", "down"):
