@@ -75,6 +75,8 @@ class Options:
         """UsageError for values that cannot work."""
         if not self.train_glob or not self.checkpoint_dir:
             raise UsageError("--train_glob and --checkpoint_dir are needed")
+        if set("*?[") & set(os.path.abspath(self.checkpoint_dir)):
+            raise UsageError(f"--checkpoint_dir {self.checkpoint_dir}: without *, ? and [, please: TensorFlow would not find the saves")
         zoo.check_name(self.export_name)
         for name in ("lambdas", "val_lambdas", "lr_drops"):
             if any(not 0 < value < 1 for value in getattr(self, name)):
