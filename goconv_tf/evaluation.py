@@ -389,7 +389,7 @@ def bd_rate(anchor, test, metric="psnr-rgb") -> BDRate:
     for published_one, other in ((anchor, test), (test, anchor)):
         dataset = published_one.get("dataset")
         others = other.get("dataset") or other.get("meta", {}).get("dataset")
-        if dataset and others and not published.is_of(dataset, others):
+        if dataset and others and not published.is_of(dataset, str(others)):
             raise GoConvError(f"{published_one['name']} is of different pictures, {dataset}, than {other['name']}, of the folder {others!r}")
     metas = [data.get("meta", {}) for data in (anchor, test)]
     for key in ("pixels", "pictures"):  # published curves and earlier versions' files do not have all of it

@@ -2,10 +2,10 @@
 
 import contextlib
 import dataclasses
-import glob
 import hashlib
 import json
 import os
+import pathlib
 import signal
 import threading
 import time
@@ -313,7 +313,7 @@ def saved_step(backup_dir) -> int:
             return int(tf.train.load_variable(state.model_checkpoint_path, "model/optimizer/_iterations/.ATTRIBUTES/VARIABLE_VALUE"))
     except (tf.errors.OpError, ValueError) as error:
         raise CheckpointError(f"{folder}: the save cannot be read ({first_line(error)}); without this folder, the run begins anew") from error
-    found = glob.glob("ckpt-*.index", root_dir=folder)
+    found = [path.name for path in pathlib.Path(folder).glob("ckpt-*.index")]
     if found not in ([], ["ckpt-1.index"]):  # a first save may have been broken off before its 'checkpoint'
         raise CheckpointError(f"{folder}: its file 'checkpoint' does not lead to the save that is there; without this folder, the run begins anew")
     return 0

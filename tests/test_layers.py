@@ -181,10 +181,12 @@ def test_odd_sizes_stay_in_step(size):
         dict(filters=0),
         dict(filters=2, alpha=0.1),
         dict(kernel_parameter="x"),
+        dict(kernel_size=(3, 3)),
+        dict(filters=8.5),
     ],
 )
 def test_bad_arguments_say_so(arguments):
-    with pytest.raises(ValueError, match=r"alpha|strides|activation|filters|kernel_parameter"):
+    with pytest.raises(ValueError, match=r"alpha|strides|activation|filters|kernel_parameter|kernel_size"):
         GoConv2D(**{"filters": 8, "kernel_size": 3, **arguments})(np.ones((1, 4, 4, 3), np.float32))
 
 

@@ -6,6 +6,7 @@ within each, and are learned strided convolutions with an activation of their ow
 """
 
 import functools
+import numbers
 from typing import Any, Callable, Dict, NamedTuple, Union
 
 import tensorflow as tf
@@ -116,7 +117,7 @@ class _GoConv(tf.keras.layers.Layer):
     ):
         super().__init__(**kwargs)
         for name, value in (("filters", filters), ("kernel_size", kernel_size), ("inter_kernel_size", inter_kernel_size)):
-            if not isinstance(value, int):
+            if not isinstance(value, numbers.Integral):
                 raise ValueError(f"{name} must be one integer, not {value!r}")
         if filters < 1:
             raise ValueError(f"filters must be at least 1, not {filters}")
