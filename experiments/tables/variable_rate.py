@@ -97,6 +97,7 @@ def main():
     paths = [path for path, _ in commands.plan([args.images], args.output, commands.PICTURE_EXTENSIONS, ".gcv")]
     paths = paths[: args.first or None]
     paper = published.tables()["variable_rate"]
+    known = {name: table for name, table in paper.items() if isinstance(table, dict)}
     rows, sizes, text = {}, {}, []
     for path in paths:
         name, picture = os.path.splitext(os.path.basename(path))[0], codec.read_picture(path)
@@ -105,10 +106,10 @@ def main():
         for target in args.targets:
             rows[name].append(reach(models, picture, target))
             print(name, target, rows[name][-1] if isinstance(rows[name][-1], str) else f"{rows[name][-1]['bpp']:.4f} bpp", flush=True)
-        text.append(picture_table(name, args.targets, rows[name], paper.get(name) if isinstance(paper.get(name), dict) else None))
+        text.append(picture_table(name, args.targets, rows[name], known.get(name)))
     found = measure(args.model, args.images, args.output)
     head = f"# Variable rate: {len(paths)} pictures, rate control to 1 %\n"
-    head += f"\nPublished figures: {paper['source']}.\n" if any(isinstance(paper.get(name), dict) for name in rows) else ""
+    head += f"\nPublished figures: {paper['source']}.\n" if known.keys() & rows.keys() else ""
     timing = f"### Seconds\n\nPublished: {paper['timing_seconds']['source']}.\n\n" + time_table(rows, sizes, paper["timing_seconds"])
     base = os.path.join(args.output, "variable_rate")
     atomic_write(base + ".md", "\n".join([head, provenance(found), *text, timing]).encode())
