@@ -103,7 +103,7 @@ def main():
     for name in evaluation.CODECS:
         other = os.path.join(args.results, f"{name}.json")
         if os.path.exists(other):
-            others.append({**evaluation.read_results(other), "style": "s-"})
+            others.append(evaluation.read_results(other))
     others.append(published.curve("kodak", "bpg444"))
 
     config_path = os.path.join(info.path, zoo.CONFIG_FILE)
@@ -113,7 +113,7 @@ def main():
     config["card"]["kodak"] = rows
     config["card"].setdefault("license", args.license)
     config["card"]["notes"] = args.notes or config["card"].get("notes", "")
-    plots.rate_distortion(os.path.join(info.path, "curve.png"), [{**own, "style": "o-"}, *others], max_bpp=1.5 * max(row["bpp"] for row in rows))
+    plots.rate_distortion(os.path.join(info.path, "curve.png"), [own, *others], max_bpp=1.5 * max(row["bpp"] for row in rows))
     training = config["card"].get("training", {})
     size = os.path.getsize(os.path.join(info.path, zoo.WEIGHTS_FILE))
     parameters = sum(int(np.prod(v.shape)) for v in zoo.load_pretrained(info.path, fold=False).trainable_variables)

@@ -19,7 +19,7 @@ from absl import app
 from absl.flags import argparse_flags
 
 from goconv_tf import commands
-from goconv_tf.errors import GoConvError, UsageError
+from goconv_tf.errors import GoConvError, UsageError, printable
 
 argparse = argparse_flags.argparse
 
@@ -152,10 +152,10 @@ def encode(args):
             if not folder:
                 raise
             failures += 1
-            print(f"error: {error}", file=sys.stderr)
+            print(f"error: {printable(error)}", file=sys.stderr)
             continue
         if folder:
-            print(f"{source} -> {target}")
+            print(printable(f"{source} -> {target}"))
         show(rows[-1])
     if folder and rows:
         print(f"Averages of {len(rows)} pictures")

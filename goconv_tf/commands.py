@@ -8,7 +8,7 @@ import warnings
 from typing import Tuple
 
 from goconv_tf import bitstream, codec, limits, zoo
-from goconv_tf.errors import BitstreamError, GoConvError, UsageError
+from goconv_tf.errors import BitstreamError, GoConvError, UsageError, printable
 from goconv_tf.files import atomic_write
 
 STREAM_EXTENSION, PICTURE_EXTENSION = ".gcv", ".png"
@@ -35,7 +35,7 @@ def status_of(action, *args, prefix="error"):
         print(f"{prefix}: interrupted", file=sys.stderr)
         return 130
     except (GoConvError, OSError, MemoryError) as error:
-        print(f"{prefix}: {str(error) or 'not enough memory'}", file=sys.stderr)
+        print(f"{prefix}: {printable(error) or 'not enough memory'}", file=sys.stderr)
         return 1
     finally:
         try:
@@ -139,11 +139,11 @@ def for_each(pairs, action, output_dir=None):
             failures += 1
             text = str(error) or "not enough memory"
             text = text if text.startswith(source) else f"{source}: {text}"
-            print(f"error: {text}", file=sys.stderr, flush=True)
+            print(f"error: {printable(text)}", file=sys.stderr, flush=True)
             continue
         left = (time.time() - begin) / number * (len(pairs) - number)
         counter = f"[{number}/{len(pairs)}, {left:.0f} s left] " if len(pairs) > 1 else ""
-        print(f"{counter}{source} -> {target}: {line}", flush=True)
+        print(f"{counter}{printable(f'{source} -> {target}')}: {line}", flush=True)
     return failures
 
 
@@ -328,9 +328,6 @@ def plot(results, output, title="", max_bpp=None):
         raise UsageError(f"{output}: unknown plot format {extension!r}; use .png, .pdf or .svg")
     check_output(output, "")
     curves = [evaluation.read_results(path) for path in results]
-    for path, curve in zip(results, curves):
-        if os.path.exists(path):
-            curve["style"] = "o-" if curve["meta"].get("model") else "s-"
     plots.rate_distortion(output, curves, title=title, max_bpp=max_bpp)
     print(output)
     return 0

@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from goconv_tf import codec
-from goconv_tf.errors import DataError, ImageError
+from goconv_tf.errors import DataError, ImageError, printable
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp")
 
@@ -104,7 +104,7 @@ class PatchSource:
             with self._lock:
                 if path not in self.damaged:
                     self.damaged.add(path)
-                    print(f"left out: {error}", flush=True)
+                    print(f"left out: {printable(error)}", flush=True)
             return None
         with self._lock:
             if path not in self._cache:

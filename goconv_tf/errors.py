@@ -33,6 +33,11 @@ class UsageError(GoConvError):
     """The command's arguments do not fit together."""
 
 
+def printable(text) -> str:
+    """The text, an error's or with names of files, in one line and without what a terminal would obey."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape", "backslashreplace").decode() for c in str(text))
+
+
 def first_line(error) -> str:
     """What an error of TensorFlow's says, in a line."""
     return (str(error).splitlines() or [type(error).__name__])[0]

@@ -8,10 +8,20 @@ from goconv_tf.files import atomic_write
 
 LABELS = {"psnr-rgb": "PSNR RGB (dB)", "ms-ssim-rgb": "MS-SSIM RGB (dB)", "psnr-yuv": "PSNR YUV 6:1:1 (dB)", "ms-ssim-y": "MS-SSIM Y (dB)"}
 
+SUBJECT = {"marker": "o", "markersize": 3.5, "linewidth": 1.4, "zorder": 3}
+CODEC = {"linewidth": 0.9}
+PUBLISHED = {"linestyle": "--", "linewidth": 0.9}
+
 
 def drawn(metric: str, value: float) -> float:
     """MS-SSIM in dB, all else as it is."""
     return metrics.decibels(value) if metric.startswith("ms-ssim") else value
+
+
+def _line(curve):
+    if "source" in curve:
+        return PUBLISHED
+    return CODEC if curve.get("meta", {}).get("codec") else SUBJECT
 
 
 def _plain(text):
@@ -34,16 +44,17 @@ def draw(curves, file_format, measures=("psnr-rgb", "ms-ssim-rgb"), title="", ma
     """Curves over bits per pixel, one panel a measure.
 
     Args:
-      curves: [{"name": str, "results": {metric: [(bpp, value)]}, "style": optional matplotlib format}];
-        those without a style are references, drawn thin and dashed. MS-SSIM is given linear and drawn in dB.
-      max_bpp: right end of the rate axis; default: 1.3 times the largest rate of a styled curve.
+      curves: as `evaluation.read_results` gives them: {"name": str, "results": {metric: [(bpp, value)]}}, and "meta" of a codec, or
+        "source" of a published curve. Codecs are drawn thin, published curves dashed, all others, the subject, bold with their
+        points. MS-SSIM is given linear and drawn in dB.
+      max_bpp: right end of the rate axis; default: 1.3 times the largest rate of the subject's curves.
     """
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    own = [curve for curve in curves if "style" in curve] or curves
+    own = [curve for curve in curves if _line(curve) is SUBJECT] or curves
     limit = max_bpp or 1.3 * max((point[0] for curve in own for points in curve["results"].values() for point in points), default=1.0)
     with plt.rc_context({"font.size": 8, "axes.grid": True, "grid.alpha": 0.3, "legend.fontsize": 6.5, "legend.framealpha": 0.8}):
         figure, axes = plt.subplots(1, len(measures), figsize=(3.5 * len(measures), 3.0), constrained_layout=True, squeeze=False)
@@ -53,10 +64,7 @@ def draw(curves, file_format, measures=("psnr-rgb", "ms-ssim-rgb"), title="", ma
                 points = sorted(p for p in curve["results"].get(metric, ()) if math.isfinite(drawn(metric, p[1])))
                 rates, values = [p[0] for p in points], [drawn(metric, p[1]) for p in points]
                 colour = colours[number % len(colours)]
-                if "style" in curve:
-                    axis.plot(rates, values, curve["style"], color=colour, markersize=3.5, linewidth=1.4, label=_plain(curve["name"]), zorder=3)
-                else:
-                    axis.plot(rates, values, "--", color=colour, linewidth=0.9, label=_plain(curve["name"]))
+                axis.plot(rates, values, color=colour, label=_plain(curve["name"]), **_line(curve))
             axis.set_xlim(0, limit)
             seen = [value for c in curves for r, v in c["results"].get(metric, ()) if r <= limit and math.isfinite(value := drawn(metric, v))]
             if seen:

@@ -113,13 +113,11 @@ def write(path, curves, images=(), target=0.3, title="Rate and distortion", mode
     infos = [zoo.find_model(model) for model in models] if images else []
     subjects = [subject for subject in (subject_of(curve, infos) for curve in curves) if subject] if images else []
     pictures = [versions_of(image, subjects, target) for image in images]
-    max_bpp = 1.3 * max((point[0] for c in curves if c.get("meta", {}).get("model") for point in c["results"].get("psnr-rgb", ())), default=1.5)
-    curves = [{**c, "style": "o-" if c["meta"].get("model") else "s-"} if c.get("meta") else c for c in curves]
     note = "; ".join(f"{c['name']}: {c.get('description') or c.get('source', '')}" for c in curves)
     fields = {
         "title": html.escape(title),
         "note": html.escape(note),
-        "curves": plots.rate_distortion_svg(curves, max_bpp=max_bpp),
+        "curves": plots.rate_distortion_svg(curves),
         "table": bd_table(curves),
         "data": json.dumps(pictures).replace("<", "\\u003c"),
     }

@@ -37,7 +37,7 @@ def import_scalable_rnn(path):
         if tuple(shapes[name]) != tuple(weights[name].shape):
             problems.append(f"{name}: shape {tuple(shapes[name])} instead of {tuple(weights[name].shape)}")
     if problems:
-        raise CheckpointError("\n".join([f"{path}: {len(problems)} variables do not fit scalable_rnn", *problems]))
+        raise CheckpointError(f"{path}: {len(problems)} variables do not fit scalable_rnn: {'; '.join(problems)}")
     for name, variable in weights.items():
         variable.assign(_read(path, reader, name))
     for k, prior in enumerate(model.priors):
@@ -101,7 +101,7 @@ def _scalable_rnn_config(path, shapes):
     if not iterations:
         missing.append("entropy_iter0/quantiles")
     if missing:
-        raise CheckpointError("\n".join([f"{path}: not a checkpoint of scalable_rnn", *(f"{name}: missing" for name in missing)]))
+        raise CheckpointError(f"{path}: not a checkpoint of scalable_rnn: {'; '.join(f'{name}: missing' for name in missing)}")
     try:
         return presets.ScalableRNNConfig(
             filters=shapes["encoder/encoder_outputs/bias"][0],

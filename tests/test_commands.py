@@ -88,6 +88,7 @@ def test_wrong_use_is_one_line(command, command_here, photo, tmp_path):
         (("compress", photo, out, "--model", "tiny-test", "--lmbda", "0.9"), "outside"),
         (("compress", photo, out, "--model", "tiny-test", "--target_bpp", "50"), "out of reach"),
         (("compress", tmp_path / "nothing.png", out, "--model", "tiny-test"), "no such file"),
+        (("compress", f"{tmp_path}/two\nlines\x1b[31m.png", out, "--model", "tiny-test"), r"two\nlines\x1b[31m.png: no such file"),
         (("compress", photo, tmp_path / "no" / "x.gcv", "--model", "tiny-test"), "no such folder"),
         (("compress", photo, photo, photo, "--model", "tiny-test"), "--output_dir"),
         (("compress", photo, photo, "--model", "tiny-test"), "--output_dir"),

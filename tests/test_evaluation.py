@@ -13,7 +13,7 @@ from PIL import Image
 from skimage.color import rgb2ycbcr
 from test_commands import one_line
 
-from goconv_tf import evaluation, losses, metrics, published
+from goconv_tf import evaluation, losses, metrics, plots, published
 from goconv_tf.errors import GoConvError, UsageError
 
 
@@ -179,6 +179,18 @@ def test_published_curves():
                 assert all(0 < rate < 10 and (15 < value < 60 if metric == "psnr-rgb" else 0 < value < 1) for rate, value in points), (name, metric)
     with pytest.raises(UsageError, match="bpg444"):
         published.curve("kodak", "nothing")
+
+
+def test_plots_tell_the_subject_from_codecs_and_published_curves():
+    """Bold with points; thin; dashed. The rate axis ends by the subject, not by a codec's last point."""
+    points = {"psnr-rgb": [(0.2, 30.0), (1.0, 36.0)]}
+    own = {"name": "mine", "results": points, "meta": {}}
+    codec = {"name": "jpeg", "results": {"psnr-rgb": [(0.3, 30.0), (9.0, 36.0)]}, "meta": {"codec": "jpeg"}}
+    curves = [own, codec, published.curve("kodak", "bpg444")]
+    svg = [plots.rate_distortion_svg(curves[:k], measures=["psnr-rgb"]) for k in (1, 2, 3)]
+    assert ["stroke-dasharray" in text for text in svg] == [False, False, True]
+    assert ["stroke-width: 0.9" in text for text in svg] == [False, True, True]
+    assert all("<!-- 1.2 -->" in text and "<!-- 2.0 -->" not in text for text in svg)
 
 
 def test_commands(command, command_here, pictures, tmp_path):

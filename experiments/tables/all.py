@@ -72,9 +72,7 @@ def main():
         for other in [*codecs, *published]:
             cells = [evaluation.bd_rate_cell(other, curve, metric, digits=2) for metric in ("psnr-rgb", "ms-ssim-rgb")]
             rows.append([curve["name"], other["name"], *cells])
-    styled = [{**curve, "style": "o-" if curve in own else "s-"} for curve in own + codecs]
-    top = 1.3 * max(point[0] for curve in own for points in curve["results"].values() for point in points)
-    plots.rate_distortion(os.path.join(args.output, "rd.png"), styled + published, max_bpp=top)
+    plots.rate_distortion(os.path.join(args.output, "rd.png"), own + codecs + published)
     shown = [path for path, _ in commands.plan([args.images], args.output, commands.PICTURE_EXTENSIONS, ".gcv")][: args.shown]
     report.write(os.path.join(args.output, "report.html"), own + codecs + published, shown, models=[info.path for info in models])
 

@@ -53,7 +53,7 @@ def curve(name, group):
         for metric in ("psnr-rgb", "ms-ssim-rgb", "psnr-yuv", "ms-ssim-y")
     }
     points = {metric: sorted((rate, value) for rate, value in found if value is not None) for metric, found in points.items()}
-    return {"name": name, "style": "o-", "results": points}
+    return {"name": name, "results": points}
 
 
 def bd_rates(ours, references):

@@ -73,7 +73,7 @@ def main():
             table(hyperprior, rows, known),
         ]
         points = {metric: [(row["bpp"], row[metric]) for row in rows if row[metric] is not None] for metric, _ in METRICS[1:]}
-        curves.append({"name": name, "style": "o-", "results": points})
+        curves.append({"name": name, "results": points})
     base = os.path.join(args.output, "scalable_rnn")
     theirs = {"published": {"with hyperprior": paper_rows(True), "without hyperprior": paper_rows(False)}} if known else {}
     contents = {**theirs, "models": data}

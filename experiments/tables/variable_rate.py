@@ -120,7 +120,7 @@ def main():
         points = {
             m: [(r, v) for r, v in zip(results["bpp"], results[m]) if v is not None] for m in ("psnr-yuv", "ms-ssim-y", "psnr-rgb", "ms-ssim-rgb")
         }
-        curves.append({"name": name, "style": "o-", "results": points})
+        curves.append({"name": name, "results": points})
     references = ("jpeg", "jpeg2000", "bpg444", "bmshj2018-hyperprior-mse", "mbt2018-mean-mse", "vtm")
     kodak = [published.curve("kodak", name) for name in references] if published.is_of("kodak", args.images) else []
     plots.rate_distortion(
