@@ -29,7 +29,6 @@ CARDS = sorted(path.parent.name for path in (ROOT / "checkpoints").glob("*/confi
 PAGES.update({f"checkpoints/{name}/README.md": f"zoo/{name}/index.md" for name in CARDS})
 PAGES.update({f"checkpoints/{name}/curve.png": f"zoo/{name}/curve.png" for name in CARDS})
 PAGES.update({f"notebooks/{path.name}": f"notebooks/{path.stem}.md" for path in sorted((ROOT / "notebooks").glob("*.ipynb"))})
-COLUMNS = (("bpp", ".3f"), ("psnr-rgb", ".2f"))
 
 
 def read(path):
@@ -49,27 +48,10 @@ def on_files(files, config):
             continue
         if uri.endswith(".md"):
             text = notebook(source) if source.endswith(".ipynb") else read(source)
-            if uri == "zoo/index.md":
-                text = text.replace("\n## ", "\n" + models_table() + "\n## ", 1)
             files.append(File.generated(config, uri, content=relink(text, source, uri)))
         else:
             files.append(File.generated(config, uri, abs_src_path=str(ROOT / source)))
     return files
-
-
-def models_table():
-    """The models and what their cards say of Kodak."""
-    lines = ["| model | what | bpp on Kodak | PSNR RGB, dB |", "|---|---|---|---|"]
-    for name in CARDS:
-        model = json.loads(read(f"checkpoints/{name}/config.json"))
-        rows = model["card"].get("kodak", [])
-        cells = [f"[{name}]({name}/README.md)", model["model"]]
-        for key, spec in COLUMNS:
-            values = [row[key] for row in rows]
-            ends = [format(value, spec) for value in (min(values), max(values))] if values else [""]
-            cells.append(" to ".join(dict.fromkeys(ends)))
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
 
 
 def relink(text, source, uri):

@@ -1,4 +1,5 @@
-"""Writes a model folder's card from measured results: README.md, curve.png, figures in config.json.
+"""Writes a model folder's card from measured results: README.md, curve.png, figures in config.json; of a folder in
+checkpoints/ also the table of models there and docs/kodak.png.
 
     python -m goconv_tf evaluate --model checkpoints/variable-rate-small-mse kodak/ --output results
     python -m goconv_tf bench_codec jpeg kodak/ --output results    # and jpeg2000, webp, avif
@@ -10,6 +11,7 @@ Rates count every byte of real files, which were decoded again.
 import argparse
 import json
 import os
+import re
 import sys
 
 import numpy as np
@@ -20,7 +22,9 @@ from goconv_tf.files import atomic_write
 
 commands.quiet_tensorflow()
 
-COSTS = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "benchmarks", "results", "checkpoints.json")
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+COSTS = os.path.join(ROOT, "benchmarks", "results", "checkpoints.json")
+CHECKPOINTS = os.path.join(ROOT, "checkpoints")
 COLUMNS = (("bpp", "bpp", ".4f"), ("PSNR RGB, dB", "psnr-rgb", ".3f"), ("PSNR YUV, dB", "psnr-yuv", ".3f"), ("MS-SSIM RGB", "ms-ssim-rgb", ".5f"))
 COLUMNS += (("encoding, s", "encoding_time", ".2f"), ("decoding, s", "decoding_time", ".2f"))
 KEPT = ("lmbda", "layers", "bpp", "psnr-rgb", "psnr-yuv", "ms-ssim-rgb", "ms-ssim-y", "bpp-estimated", "encoding_time", "decoding_time")
@@ -86,7 +90,8 @@ def main():
     parser.add_argument("model", help="Model folder.")
     parser.add_argument("--results", default="results", help="Folder with its results and the other codecs' (default: %(default)s).")
     parser.add_argument("--costs", default=COSTS, help="Results of `benchmarks/bench.py checkpoints` (default: %(default)s).")
-    parser.add_argument("--notes", default="", help="Text for the card: data, machine, how it was trained (default: what it says now).")
+    parser.add_argument("--notes", default="", help="Text for the card: how it was trained (default: what it says now).")
+    parser.add_argument("--data", default="", help="Text for the card: the training pictures (default: what it says now).")
     parser.add_argument("--license", default="apache-2.0", help="For a card that names none, as Hugging Face's hub calls it (default: %(default)s).")
     args = parser.parse_args()
     info = zoo.find_model(args.model)
@@ -112,7 +117,8 @@ def main():
     config["card"].pop("jpeg", None)
     config["card"]["kodak"] = rows
     config["card"].setdefault("license", args.license)
-    config["card"]["notes"] = args.notes or config["card"].get("notes", "")
+    for key in ("notes", "data"):
+        config["card"][key] = getattr(args, key) or config["card"].get(key, "")
     plots.rate_distortion(os.path.join(info.path, "curve.png"), [own, *others], max_bpp=1.5 * max(row["bpp"] for row in rows))
     training = config["card"].get("training", {})
     size = os.path.getsize(os.path.join(info.path, zoo.WEIGHTS_FILE))
@@ -127,7 +133,9 @@ def main():
 
 {config["card"]["notes"]}
 
-Training: {training.get("steps", "?")} steps; last settings {json.dumps(training)}
+{config["card"]["data"]}
+
+Its last run: {training.get("steps", "?")} steps, settings {json.dumps(training)}
 
 ## {own["meta"]["pictures"]} pictures of `{own["meta"]["dataset"]}`
 
@@ -144,6 +152,45 @@ Made by `python experiments/card.py checkpoints/{os.path.basename(os.path.normpa
 """
     atomic_write(os.path.join(info.path, "README.md"), text.encode())
     print(os.path.join(info.path, "README.md"))
+    if os.path.dirname(os.path.abspath(info.path)) == CHECKPOINTS:
+        overview(args.results)
+
+
+def shipped():
+    """What the folders in checkpoints/ say of themselves, by name."""
+    return [zoo.read_info(entry.path) for entry in sorted(os.scandir(CHECKPOINTS), key=lambda entry: entry.name) if entry.is_dir()]
+
+
+def models_table():
+    """The shipped models and their ends on Kodak."""
+    rows = []
+    for info in shipped():
+        kodak = info.card.get("kodak", [])
+        row = {"name": f"[{info.name}]({info.name}/README.md)", "model": info.model}
+        row["size"] = os.path.getsize(os.path.join(info.path, zoo.WEIGHTS_FILE)) / 2**20
+        for key, spec, shown in (("bpp", ".3f", float), ("psnr-rgb", ".2f", float), ("ms-ssim-rgb", ".2f", metrics.decibels)):
+            ends = [min(values), max(values)] if (values := [row[key] for row in kodak]) else []
+            row[key] = " to ".join(dict.fromkeys(format(shown(value), spec) for value in ends))
+        rows.append(row)
+    columns = [("model", "name", ""), ("class", "model", ""), ("MiB", "size", ".1f"), ("bpp on Kodak", "bpp", "")]
+    return table(rows, [*columns, ("PSNR RGB, dB", "psnr-rgb", ""), ("MS-SSIM RGB, dB", "ms-ssim-rgb", "")])
+
+
+def overview(results):
+    """The table of models in checkpoints/README.md, and all of them with the codecs in docs/kodak.png."""
+    path = os.path.join(CHECKPOINTS, "README.md")
+    with open(path, encoding="utf-8") as f:
+        text = f.read()
+    atomic_write(path, re.sub(r"^\| model \| class .*?\n(?=\n)", lambda _: models_table() + "\n", text, count=1, flags=re.M | re.S).encode())
+    curves = {}
+    for info in shipped():  # models of one rate that differ in lambda make one curve
+        name = re.sub(r"-[\d.]+$", "", info.name)
+        curve = curves.setdefault(name, {"name": name, "results": {}})
+        for key in ("psnr-rgb", "ms-ssim-rgb"):
+            curve["results"].setdefault(key, []).extend((row["bpp"], row[key]) for row in info.card.get("kodak", []))
+    others = [evaluation.read_results(os.path.join(results, f"{name}.json")) for name in ("jpeg", "jpeg2000", "avif")]
+    others.append(published.curve("kodak", "bpg444"))
+    plots.rate_distortion(os.path.join(ROOT, "docs", "kodak.png"), [*curves.values(), *others])
 
 
 if __name__ == "__main__":

@@ -68,7 +68,7 @@ def train(args):
             batchsize=args.batchsize,
             lr=args.lr,
             lr_drops=(0.5, 0.6, 0.7, 0.8, 0.9) if args.lr_scheduling else (),
-            clip_value=0.01 / args.lr,
+            clip_value=0.01 / args.lr if args.lr > 0 else 0.0,
             flip=False,
             ema=0.0,
             last_step=args.last_step,
@@ -141,6 +141,8 @@ def encode(args):
         commands.check_replaceable(target)
         reconstruction = reconstruction_of(source, target)
         commands.check_output(reconstruction, source)
+        if os.path.realpath(reconstruction) == os.path.realpath(target):
+            raise UsageError(f"{target}: is where the decoded picture goes; name another output")
         if os.path.exists(reconstruction) and not os.path.exists(target):
             raise UsageError(f"{reconstruction}: is there already, and no earlier call's; name another output")
     model = zoo.load_pretrained(args.restore_path or args.checkpoint_dir)

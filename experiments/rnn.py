@@ -65,6 +65,8 @@ def train(args):
     except ValueError:
         raise UsageError(f"--lambdas takes numbers separated by commas, not {args.lambdas}") from None
     iterations = 4 if args.iter is None else args.iter
+    if iterations < 1:
+        raise UsageError(f"--iter must be 1 at least, not {iterations}")
     lambdas = lambdas or tuple(0.01 * 2**k for k in range(iterations))
     if args.iter is not None and len(lambdas) != iterations:
         raise UsageError(f"--lambdas has {len(lambdas)} values for {iterations} iterations")

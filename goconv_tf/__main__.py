@@ -27,10 +27,20 @@ def _count(text):
 _count.__name__ = "positive whole number"
 
 
+def _megapixels(text):
+    value = _positive(text)
+    if not 1e-6 <= value <= 1e9:
+        raise ValueError
+    return value
+
+
+_megapixels.__name__ = "number from 1e-6 to 1e9"
+
+
 def add_size_limit(parser):
     parser.add_argument(
         "--max_megapixels",
-        type=_positive,
+        type=_megapixels,
         default=codec.MAX_PIXELS / 1e6,
         help="Refuse pictures and files that claim more than this (default: %(default)g).",
     )

@@ -9,6 +9,7 @@ import dataclasses
 import io
 import json
 import math
+import os
 import posixpath
 import re
 import threading
@@ -35,7 +36,11 @@ _coding = threading.Lock()  # a picture at a time in each process: TensorFlow us
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """What is done to every input. model: as `zoo.find_model` takes it; None: decompress looks it up. fingerprint: of its weights."""
+    """What is done to every input.
+
+    model: as `zoo.find_model` takes it; None: decompress looks it up. fingerprint: of its weights. inputs: the folder of the inputs, of which
+    those in other folders may have the same names.
+    """
 
     command: str
     output: str
@@ -47,6 +52,7 @@ class Task:
     entropy_coder: str = "tfc"
     allow_truncated: bool = False
     max_pixels: int = codec.MAX_PIXELS
+    inputs: str = ""
 
     @property
     def point(self) -> Dict[str, Any]:
@@ -55,7 +61,7 @@ class Task:
     @property
     def settings(self) -> Dict[str, Any]:
         """What the outputs depend on."""
-        names = ("command", "fingerprint", "lmbda", "target_bpp", "layers", "entropy_coder")
+        names = ("command", "inputs", "fingerprint", "lmbda", "target_bpp", "layers", "entropy_coder", "allow_truncated")
         return {name: getattr(self, name) for name in names}
 
 
@@ -72,11 +78,16 @@ def make_task(command, output, model=None, **settings) -> Task:
     return task
 
 
+def fixed_part(pattern) -> str:
+    """The folder that a pattern with a slash names before its first wildcard, with a slash."""
+    return re.split(r"[*?\[]", pattern)[0].rpartition("/")[0] + "/"
+
+
 def plan(task, pattern) -> List[Tuple[str, str]]:
     """[(input, output)] of the files that match, with their folders below the pattern's fixed part; UsageError if two share an output."""
     if "/" not in pattern:
         pattern = "./" + pattern
-    base = re.split(r"[*?\[]", pattern)[0].rpartition("/")[0] + "/"
+    base = fixed_part(pattern)
     sources = sorted({found.path for found in FileSystems.match([pattern])[0].metadata_list})
     if not sources:
         raise UsageError(f"{pattern}: no files match")
@@ -131,11 +142,20 @@ def describe(data) -> Dict[str, Any]:
     return {"bytes": len(data), "bpp": 8 * len(data) / pixels, "lmbda": lmbda, "layers": stream.missing, **size}
 
 
+def _describe_whole(task, data) -> Dict[str, Any]:
+    """`describe` of a stream to decode, with its layers that are whole, and how many are missing, where some may be."""
+    row = describe(data)
+    if task.allow_truncated:
+        stream = bitstream.unpack(data, task.max_pixels, allow_truncated=True)
+        row.update(layers=len(stream.layers), missing=stream.missing)
+    return row
+
+
 def finished(task, source, target) -> Dict[str, Any]:
     """The measures of an output that is there; GoConvError if it is not one."""
     data = read(target)
     if task.command == "decompress":
-        row = describe(read(source))
+        row = _describe_whole(task, read(source))
         with contextlib.suppress(Exception), codec.pillow_limit(task.max_pixels), Image.open(io.BytesIO(data)) as image:
             if image.size == (row["width"], row["height"]):
                 return row
@@ -161,7 +181,7 @@ def make(task, source) -> Tuple[bytes, Dict[str, Any]]:
         stream = bitstream.unpack(data, task.max_pixels, task.allow_truncated)
         info = zoo.find_model(task.model) if task.model else codec.find_stream_model(stream)
         codec.check_model(stream, info)
-        return codec.picture_bytes(codec.decode(zoo.shared(info.path), stream, task.layers), decoded=True), describe(data)
+        return codec.picture_bytes(codec.decode(zoo.shared(info.path), stream, task.layers), decoded=True), _describe_whole(task, data)
     picture = codec.read_picture(source, task.max_pixels, io.BytesIO(data))
     model = zoo.shared(task.model, task.fingerprint)
     if task.command == "evaluate":
@@ -248,7 +268,8 @@ def check_settings(task) -> None:
         write(task, path, [(json.dumps(task.settings, indent=1) + "\n").encode()])
         return
     try:
-        before = dict(json.loads(read(path)))
+        # Earlier versions did not write these.
+        before = {"inputs": task.inputs, "allow_truncated": task.allow_truncated, **json.loads(read(path))}
     except (ValueError, TypeError) as error:
         raise UsageError(f"{path}: is not what an earlier run has written ({error}): name another --output") from error
     other = [f"{name} {before.get(name)}, not {value}" for name, value in task.settings.items() if before.get(name) != value]
@@ -289,6 +310,8 @@ def run(task, pattern, options) -> Dict[str, Any]:
     FileSystems.set_options(options)
     try:
         pairs = plan(task, pattern)
+        inputs = fixed_part(pattern if "/" in pattern else "./" + pattern)
+        task = dataclasses.replace(task, inputs=_shown(inputs if "://" in inputs else os.path.abspath(inputs)))
         check_settings(task)
     except ValueError as error:  # Beam's, for schemes it does not know
         raise UsageError(str(error)) from error

@@ -203,19 +203,20 @@ def unpack(data: bytes, max_pixels: int, allow_truncated: bool = False, problems
     reader = _Reader(data)
     fields, layer_count, section_count = _start(reader)
     layers: List[Layer] = []
-    crc = 0
+    crcs = {0}  # of what is before
     checked = 0  # how much of the file the checksum covers
     try:
         for number in range(layer_count):
             layer = Layer(struct.unpack("<I", reader.take(4))[0], [])
             for _ in range(section_count):
                 length = reader.varint()
-                crc = binascii.crc_hqx(data[checked : reader.position], crc)
+                head = data[checked : reader.position]
                 stored = struct.unpack("<H", reader.take(2))[0]
                 section = reader.take(length)
-                crc = binascii.crc_hqx(section, crc)
-                if crc != stored:
-                    crc = stored  # so that every damaged section is named, and no sound one
+                found = {binascii.crc_hqx(section, binascii.crc_hqx(head, crc)) for crc in crcs}
+                crcs = {stored}
+                if stored not in found:
+                    crcs |= found  # either the section or its checksum is damaged, and no sound section after it shall be named
                     place = f"section {len(layer.sections) + 1} of {section_count}" + (f" in layer {number + 1}" if layer_count > 1 else "")
                     _report(f"the file is damaged: the checksum of {place} is wrong", problems)
                 layer.sections.append(section)

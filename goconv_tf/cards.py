@@ -3,7 +3,7 @@
 import json
 
 CARD_FILE = "README.md"
-PAPERS = {"variable_rate": ["2009.13074"], "crpe": ["2209.03353"]}
+PAPERS = {"variable_rate": ["2002.10032", "2009.13074"], "crpe": ["2002.10032", "2209.03353"]}  # on arXiv
 MEASURES = (("psnr", "PSNR RGB, dB", "psnr-rgb", 3), ("ms-ssim", "MS-SSIM RGB", "ms-ssim-rgb", 5))
 
 
@@ -12,7 +12,7 @@ def metadata(info) -> dict:
     found = {"license": info.card["license"]} if info.card.get("license") else {}
     found.update(library_name="goconv_tf", pipeline_tag="image-to-image")
     tags = ["image-compression", "learned-image-compression", info.model]
-    found["tags"] = tags + [f"arxiv:{number}" for number in ["2002.10032", *PAPERS.get(info.model, [])]]
+    found["tags"] = tags + [f"arxiv:{number}" for number in PAPERS.get(info.model, [])]
     metrics = []
     for row in info.card.get("kodak", []):
         at = f"at {row['bpp']:.4f} bpp"

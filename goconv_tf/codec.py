@@ -128,7 +128,8 @@ class Compressed(NamedTuple):
 
     data: the file's bytes. lmbda: the operating point; None for models without one. bpp: bits of the whole
     file per pixel. reconstruction: uint8 [h, w, 3], what decoding gives, if asked for. codings: how often it
-    was coded. layers: layers in the file. pictures: what each number of layers gives, if asked for.
+    was coded. layers: layers in the file. pictures: what each number of layers gives, if asked for. tile: side of the
+    tiles that it was computed in, pixels; 0: whole.
     """
 
     data: bytes
@@ -138,6 +139,7 @@ class Compressed(NamedTuple):
     codings: int
     layers: int = 1
     pictures: tuple = ()
+    tile: int = 0
 
 
 def _padded(n, alignment):
@@ -253,6 +255,8 @@ def compress(model, picture, lmbda=None, target_bpp=None, entropy_coder="tfc", r
       RateError: if lmbda, target_bpp or layers are out of the model's reach.
       GoConvError: if the picture needs more memory than there is.
     """
+    from goconv_tf.models.tiles import CELL
+
     if entropy_coder not in bitstream.CODER_NAMES:
         raise UsageError(f"entropy_coder must be {' or '.join(bitstream.CODER_NAMES)}, not {entropy_coder}")
     check_picture(picture)
@@ -287,7 +291,9 @@ def compress(model, picture, lmbda=None, target_bpp=None, entropy_coder="tfc", r
         data = bitstream.pack(stream)
         pictures = tuple(picture[:height, :width] for picture in coded.pictures[: len(stream.layers)])
         shown = pictures[-1] if pictures else None
-        return Compressed(data, coded_lmbda or None, 8 * len(data) / (height * width), shown, codings, len(stream.layers), pictures)
+        return Compressed(
+            data, coded_lmbda or None, 8 * len(data) / (height * width), shown, codings, len(stream.layers), pictures, (cells or 0) * CELL
+        )
 
     if not model.has_lambda:
         return code(None)

@@ -108,20 +108,26 @@ def read_stream_file(path) -> bytes:
         raise BitstreamError(f"{path}: cannot be read: {error.strerror}") from error
 
 
-def write_picture(path, picture):
-    """Writes uint8 [h, w, 3] in the format of the name's extension, whole or not at all."""
+def picture_format(path):
+    """Pillow's format of a name's extension; UsageError if it writes none."""
     from PIL import Image
 
     extension = os.path.splitext(path)[1].lower()
-    picture_format = Image.registered_extensions().get(extension)
-    if picture_format not in Image.SAVE:
+    found = Image.registered_extensions().get(extension)
+    if found not in Image.SAVE:
         raise UsageError(f"{path}: unknown picture format {extension!r}; use .png")
+    return found
+
+
+def write_picture(path, picture):
+    """Writes uint8 [h, w, 3] in the format of the name's extension, whole or not at all."""
+    kind = picture_format(path)
     try:
-        data = codec.picture_bytes(picture, picture_format, decoded=True)
+        data = codec.picture_bytes(picture, kind, decoded=True)
     except MemoryError:
         raise
     except Exception as error:  # Pillow raises almost anything for sizes that a format does not have
-        raise UsageError(f"{path}: cannot be written as {picture_format}: {error}") from error
+        raise UsageError(f"{path}: cannot be written as {kind}: {error}") from error
     atomic_write(path, data)
 
 
@@ -178,10 +184,12 @@ def compress(
         line += f", lambda {result.lmbda:.6g}" if loaded.has_lambda else ""
         line += f", {result.layers} layers" if len(loaded.config.layers) > 1 else ""
         if verify:
-            decoded = codec.decompress(loaded, result.data, max_pixels, tile=tile)
+            decoded = codec.decompress(loaded, result.data, max_pixels, tile=result.tile)
             if (decoded != result.reconstruction).any():
                 raise GoConvError("verification failed: the decoded picture is not the encoder's; nothing was written")
-            line += f", verified, PSNR {metrics.psnr(picture, decoded):.3f} dB, MS-SSIM {metrics.ms_ssim(picture, decoded):.5f}"
+            line += f", verified, PSNR {metrics.psnr(picture, decoded):.3f} dB"
+            if metrics.MS_SSIM_BYTES * picture.shape[0] * picture.shape[1] < codec.available_memory():
+                line += f", MS-SSIM {metrics.ms_ssim(picture, decoded):.5f}"
             line += f", pixels {picture_hash(decoded)}"
         atomic_write(target, result.data)
         return line
@@ -217,6 +225,7 @@ def decompress(
                 f"{target}: is there already, and not marked as decompress marks what it writes; remove it, or give another --output_dir"
             )
         # Everything that can be wrong without the network is found before it is loaded.
+        picture_format(target)
         problems = [] if force else None
         stream = bitstream.unpack(read_stream_file(source), max_pixels, allow_truncated, problems)
         info = zoo.find_model(model) if model else codec.find_stream_model(stream)

@@ -291,7 +291,7 @@ def _write(subject, rows, images, pixels, output, as_csv):
         "description": subject.description,
         "meta": {
             **subject.meta,
-            "dataset": os.path.basename(os.path.normpath(images)),
+            "dataset": os.path.basename(os.path.abspath(images)),
             "pictures": len(rows[0]),
             "pixels": pixels,
             "machine": f"{platform.machine()}, {os.cpu_count()} cores",
@@ -320,7 +320,7 @@ def _write_csv(contents, output):
         lines = [f"# {contents['name']} ({contents['description']}), mean of {meta['pictures']} pictures of {meta['dataset']}."]
         lines += ["# First column: bits per pixel of whole files. Second column: " + name.replace("_", "/") + ".", ""]
         lines += [f"{rate:.6f}, {value:.6f}" for rate, value in zip(results["bpp"], results[measure]) if value is not None]
-        atomic_write(os.path.join(folder, f"{contents['name']}.txt"), ("\n".join(lines) + "\n").encode())
+        atomic_write(os.path.join(folder, f"{contents['name']}.txt"), ("\n".join(lines) + "\n").encode("utf-8", "backslashreplace"))
 
 
 def _write_per_image(subject, rows, output):
@@ -355,9 +355,10 @@ def read_results(path_or_name) -> Dict[str, Any]:
             if name in MEASURES and name != "bpp":
                 if len(values) != len(rates):
                     raise UsageError(f"{path_or_name}: {name} has {len(values)} values for {len(rates)} rates")
-                if not all(rate > 0 for rate in rates):
-                    raise UsageError(f"{path_or_name}: rates must be above 0 bits per pixel")
-                curves[name] = [(float(rate), float(value)) for rate, value in zip(rates, values) if value is not None]
+                if not all(0 < rate < math.inf for rate in rates):
+                    raise UsageError(f"{path_or_name}: rates must be above 0 bits per pixel, and finite")
+                pairs = [(float(rate), float(value)) for rate, value in zip(rates, values) if value is not None]
+                curves[name] = [pair for pair in pairs if math.isfinite(pair[1])]  # lossless points have no place in dB
         meta = dict(data.get("meta", {}))
         return {"name": str(data.get("name", path_or_name)), "description": str(data.get("description", "")), "results": curves, "meta": meta}
     except FileNotFoundError:

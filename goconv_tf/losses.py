@@ -25,8 +25,8 @@ _MS_SSIM_POWERS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
 _MS_SSIM_FLOOR = 1e-4
 
 
-def ms_ssim(a, b, peak=255.0):
-    """Multi-scale structural similarity (Wang, Simoncelli, Bovik 2003), [batch], of [batch, h, w, 1] of 161 pixels a side at least.
+def ms_ssim(a, b):
+    """Multi-scale structural similarity (Wang, Simoncelli, Bovik 2003), [batch], of [batch, h, w, 1] in 8-bit units, of 161 pixels a side at least.
 
     The numbers of tf.image.ssim_multiscale where every scale's mean is above 1e-4; below, a floor keeps
     the gradient finite (there it is NaN, which untrained models meet).
@@ -37,7 +37,7 @@ def ms_ssim(a, b, peak=255.0):
     def blur(x):
         return tf.nn.conv2d(tf.nn.conv2d(x, tf.reshape(taps, [11, 1, 1, 1]), 1, "VALID"), tf.reshape(taps, [1, 11, 1, 1]), 1, "VALID")
 
-    c1, c2 = (0.01 * peak) ** 2, (0.03 * peak) ** 2
+    c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
     result = 1.0
     for scale, power in enumerate(_MS_SSIM_POWERS):
         mean_a, mean_b = blur(a), blur(b)

@@ -7,11 +7,14 @@ from typing import Dict
 import numpy as np
 
 MS_SSIM_SIDE = 161  # smallest side in pixels for five scales of an 11 x 11 window
+MS_SSIM_BYTES = 130  # of memory a pixel
 
 
 def mse(a, b) -> float:
     """Mean squared error of all samples."""
-    return float(np.mean(np.square(np.asarray(a, np.float64) - np.asarray(b, np.float64))))
+    a, b = np.asarray(a), np.asarray(b)
+    rows = [slice(top, top + 256) for top in range(0, len(a), 256)]  # so that memory stays bounded
+    return math.fsum(float(np.sum(np.square(a[part].astype(np.float64) - b[part]))) for part in rows) / a.size
 
 
 def psnr(a, b) -> float:

@@ -26,7 +26,15 @@ class Schedule(tf.keras.optimizers.schedules.LearningRateSchedule):
 
 
 class Adam(tf.keras.optimizers.Adam):
-    """Keras' Adam with TensorFlow's fused kernel: the same formula, one operation a variable instead of twenty."""
+    """Keras' Adam with TensorFlow's fused kernel: the same formula, one operation a variable instead of twenty.
+
+    Arguments as there; ValueError for amsgrad, which it does not have.
+    """
+
+    def __init__(self, *args, amsgrad=False, **kwargs):
+        if amsgrad:
+            raise ValueError("there is no amsgrad here")
+        super().__init__(*args, **kwargs)
 
     def update_step(self, gradient, variable):
         index = self._index_dict[self._var_key(variable)]

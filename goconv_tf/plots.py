@@ -4,6 +4,7 @@ import io
 import math
 
 from goconv_tf import metrics
+from goconv_tf.errors import printable
 from goconv_tf.files import atomic_write
 
 LABELS = {"psnr-rgb": "PSNR RGB (dB)", "ms-ssim-rgb": "MS-SSIM RGB (dB)", "psnr-yuv": "PSNR YUV 6:1:1 (dB)", "ms-ssim-y": "MS-SSIM Y (dB)"}
@@ -25,8 +26,8 @@ def _line(curve):
 
 
 def _plain(text):
-    """Text that Matplotlib does not take for a formula."""
-    return text.replace("$", r"\$")
+    """Text that Matplotlib does not take for a formula, and that UTF-8 has."""
+    return printable(text).replace("$", r"\$")
 
 
 def rate_distortion(path, curves, **options):

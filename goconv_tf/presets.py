@@ -27,6 +27,12 @@ def _check_widths(config):
             raise UsageError(f"{field.name} must be 1 to {WIDEST}, not {value}")
 
 
+def _check_lambdas(config):
+    """UsageError unless all that the config trains for are numbers above 0, which the loss falls with."""
+    if not all(0 < lmbda < math.inf for lmbda in config.training_lambdas):
+        raise UsageError(f"lambdas must be above 0, not {', '.join(f'{lmbda:g}' for lmbda in config.training_lambdas)}")
+
+
 def _complete_octave(config):
     """M defaults to N; UsageError unless both can be split in two frequencies."""
     _make_tuples(config)
@@ -57,7 +63,7 @@ class VariableRateConfig:
     Widths are the paper's by default. Its three ranges of lambda, a model each, and its distortion are those of `experiments/variable_rate.py`.
 
     filters: N, filters of a layer, both frequencies together.
-    latents: M, channels of the latent y; None means N, as in the paper.
+    latents: M, channels of the latent y; None means N, as in the paper, and becomes it here: change N by `adapt`, or both.
     alpha: share of low-frequency filters.
     hyper_width: filters of the hyper synthesis' middle layer (288 in the paper).
     estimation_widths: filters of the first two 1x1 layers of the parameter estimation.
@@ -108,7 +114,7 @@ class CRPEConfig:
     """Settings of `goconv_tf.models.CRPE` (Fu et al., arXiv 2209.03353).
 
     filters: N, filters of a layer, both resolutions together.
-    latents: M, channels of the latent y; None means N, as in the paper.
+    latents: M, channels of the latent y; None means N, as in the paper, and becomes it here: change N by `adapt`, or both.
     alpha: share of low-resolution filters.
     hyper_width: filters of the hyper syntheses' middle layers (288 in the paper).
     estimation_widths: filters of the first two 1x1 layers of the parameter estimations.
@@ -137,6 +143,7 @@ class CRPEConfig:
         _complete_octave(self)
         if not self.second_hyper and (self.crpe_z or self.separate_fusion):
             raise UsageError("without second_hyper there is neither crpe_z nor separate_fusion")
+        _check_lambdas(self)
 
     @property
     def layers(self) -> Tuple[Tuple[str, ...], ...]:
@@ -194,6 +201,7 @@ class ScalableRNNConfig:
         _check_widths(self)
         if len(self.lambdas) != self.iterations:
             raise UsageError(f"{len(self.lambdas)} lambdas for {self.iterations} iterations: one is needed for each")
+        _check_lambdas(self)
         for name, count in (("encoder_filters", 3), ("decoder_filters", 4)):
             if len(getattr(self, name)) != count:
                 raise UsageError(f"{name} must be {count} numbers, not {len(getattr(self, name))}")

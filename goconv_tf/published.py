@@ -19,7 +19,7 @@ def _contents():
 
 def is_of(dataset: str, folder: str) -> bool:
     """Whether a folder of pictures is called after the dataset: published figures are of no others."""
-    return dataset in os.path.basename(os.path.normpath(folder)).lower()
+    return dataset in os.path.basename(os.path.abspath(folder)).lower()
 
 
 def names(dataset: str):

@@ -125,4 +125,4 @@ def write(path, curves, images=(), target=0.3, title="Rate and distortion", mode
         page = f.read()
     for name, value in fields.items():
         page = page.replace("{{" + name + "}}", value)
-    atomic_write(path, page.encode())
+    atomic_write(path, page.encode("utf-8", "backslashreplace"))

@@ -67,7 +67,10 @@ def _open(path):
     import tensorflow as tf
 
     if os.path.isdir(path):
-        latest = tf.train.latest_checkpoint(path)
+        try:
+            latest = tf.train.latest_checkpoint(path)
+        except ValueError as error:  # also what is not text
+            raise CheckpointError(f"{path}: its file `checkpoint` cannot be read: {first_line(error)}") from error
         if latest is None:
             raise CheckpointError(f"{path}: no TensorFlow checkpoint in this folder")
         path = latest

@@ -89,7 +89,7 @@ flags.DEFINE_float(
     lower_bound=0.0,
     upper_bound=1.0,
 )
-flags.DEFINE_integer("seed", 0, "Seed of initial weights, batches and noise.", lower_bound=0)
+flags.DEFINE_integer("seed", 0, "Seed of initial weights, batches and noise.", lower_bound=0, upper_bound=2**32 - 1)
 flags.DEFINE_integer("cache_mb", 1024, "Memory for decoded training pictures, MiB.", lower_bound=0)
 flags.DEFINE_enum(
     "strategy",

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import hashlib
 import json
+import math
 import os
 import pathlib
 import signal
@@ -83,8 +84,14 @@ class Options:
                 raise UsageError(f"--{name} takes numbers between 0 and 1, not {','.join(map(str, getattr(self, name)))}")
         if self.balance and self.model != "variable_rate":
             raise UsageError(f"--balance is for variable_rate, which draws a lambda for each sample, not for {self.model}")
-        if self.patchsize % 16:
+        if self.patchsize < 16 or self.patchsize % 16:
             raise UsageError(f"--patchsize must be a multiple of 16, not {self.patchsize}")
+        for name in ("lr", "lr_drop_factor"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise UsageError(f"--{name} must be above 0, not {getattr(self, name):g}")
+        for name, least in (("batchsize", 1), ("last_step", 0), ("lr_warmup", 0), ("seed", 0)):
+            if not least <= getattr(self, name) < 2**32:
+                raise UsageError(f"--{name} must be {least} to {2**32 - 1}, not {getattr(self, name)}")
         if self.init != "random" and (self.model not in PRINCIPAL_STARTS or self.warm_start):
             raise UsageError(f"--init {self.init} is for {' and '.join(PRINCIPAL_STARTS)} without --warm_start")
         if self.distortion != "mse" and self.patchsize < metrics.MS_SSIM_SIDE:
@@ -261,8 +268,9 @@ class Watch(tf.keras.callbacks.Callback):
         options, step = self.options, step_of(self.model)
         folder = options.checkpoint_dir
         card = {"training": {**dataclasses.asdict(options), "steps": step}}
-        for private in ("checkpoint_dir", "train_glob", "val_glob", "warm_start"):
+        for private in ("checkpoint_dir", "train_glob", "val_glob"):
             card["training"].pop(private)
+        card["training"]["warm_start"] = os.path.basename(os.path.normpath(options.warm_start)) if options.warm_start else ""
         name = options.export_name
         with averaged_weights(self.model):
             if self.validator is None:
@@ -419,8 +427,7 @@ def train(options: Options):
     os.makedirs(folder, exist_ok=True)
     run_path, run = os.path.join(folder, "run.json"), None
     if os.path.exists(run_path):
-        with open(run_path, encoding="utf-8") as f:
-            run = json.load(f)
+        run = read_run(run_path)
         for key, missing in (("model", None), ("preset", None), ("num_filters", 0), ("num_latents", 0), ("optimizer", "adam")):
             if run.get(key, missing) != getattr(options, key):
                 raise UsageError(f"{folder} holds a run with {key} {run.get(key, missing)}, not {getattr(options, key)}")
@@ -445,6 +452,19 @@ def train(options: Options):
         raise UsageError(f"--batchsize {options.batchsize} is not a multiple of the {strategy.num_replicas_in_sync} devices")
     with cluster.lost_workers(strategy, folder), alone_in(folder) if chief else contextlib.nullcontext():
         return _run(options, config, contents, lambdas, paths, source, val_paths, strategy, tell)
+
+
+def read_run(path):
+    """The contents of a run.json; CheckpointError if they cannot be its."""
+    try:
+        with open(path, encoding="utf-8") as f:
+            run = json.load(f)
+        lists = {name: run.get(name, []) for name in ("settings", "lambdas")}
+        if not isinstance(run["ema"], (int, float)) or not all(isinstance(value, list) for value in lists.values()):
+            raise TypeError("a setting of another type")
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{path}: is damaged: {type(error).__name__}: {error}") from error
+    return run
 
 
 def _run(options, config, contents, lambdas, paths, source, val_paths, strategy, tell):

@@ -198,11 +198,14 @@ def save_pretrained(model, path: str, name: str, card=None, dtype: str = "float3
         for key, variable in weights.items():
             variable.assign(arrays[key].astype(exactly[key].dtype))
         model.build_exact()
+        integers = integers_hash(model)
     except ValueError as error:
         raise CheckpointError(f"{name} has no integer form: {error}") from error
     finally:
         for key, variable in weights.items():
             variable.assign(exactly[key])
+    if dtype != "float32":
+        model.build_exact()  # the model goes on with its own
     data = save(arrays)
     sha256 = hashlib.sha256(data).hexdigest()
     fields = dataclasses.asdict(model.config)
@@ -213,7 +216,7 @@ def save_pretrained(model, path: str, name: str, card=None, dtype: str = "float3
         "config": fields,
         "fingerprint": _fingerprint(name, json.loads(json.dumps(fields)), sha256),
         "sha256": sha256,
-        "integers": integers_hash(model),
+        "integers": integers,
         "card": card or {},
     }
     os.makedirs(path, exist_ok=True)

@@ -42,6 +42,18 @@ def test_every_changed_byte_every_cut_and_every_tail_is_noticed():
         bitstream.unpack(data + b"xy", LIMIT)
 
 
+def test_only_what_is_damaged_is_named():
+    """A changed checksum is a damaged section as well, but the section after it is whole."""
+    data = bitstream.pack(stream(layers=[layer(b"abc" * 9, b"xyz" * 9), layer(b"de" * 20, b"f" * 9)]))
+    for place, number in ((b"abc", "1 of 2 in layer 1"), (b"xyz", "2 of 2 in layer 1"), (b"de", "1 of 2 in layer 2")):
+        for back in (-2, -1, 0, 1):  # its checksum, its own bytes
+            flipped = bytearray(data)
+            flipped[data.index(place) + back] ^= 4
+            problems = []
+            bitstream.unpack(bytes(flipped), LIMIT, problems=problems)
+            assert len(problems) == 1 and f"section {number} is" in problems[0], problems
+
+
 def test_layers_before_a_cut_or_damage_can_be_had():
     s = stream(layers=[layer(b"abc" * 9, b"x"), layer(b"de" * 20, b"f"), layer(b"g", b"h" * 50)])
     data = bitstream.pack(s)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from goconv_tf.entropy import CODERS, CodingTable, Decoder, Encoder, FactorizedPrior, GaussianConditional, NoisyWalker, RoundingWalker
+from goconv_tf.entropy import CODERS, CodingTable, Decoder, Encoder, FactorizedPrior, GaussianConditional, NoisyWalker, RoundingWalker, coders
 from goconv_tf.errors import BitstreamError
 
 
@@ -64,6 +64,21 @@ def test_symbols_outside_the_table(name, conditional):
     symbols[100:102] = [-(2**20), 2**20]
     string = CODERS[name].encode(symbols, indexes, conditional.table)
     np.testing.assert_array_equal(CODERS[name].decode(string, indexes, conditional.table), symbols)
+
+
+@pytest.mark.parametrize("name", CODERS)
+def test_nothing_but_escapes_in_bounded_pieces(name, conditional, monkeypatch):
+    """A hostile stream may have them all: the clock is looked at between blocks of them, too."""
+    blocks, looks = coders._blocks, []
+    monkeypatch.setattr(coders, "_blocks", lambda count, size=2**22: blocks(count, min(size, 100)))
+    monkeypatch.setattr(coders.limits, "check", lambda: looks.append(1))
+    rng = np.random.default_rng(3)
+    indexes = rng.integers(0, 64, 1000).astype(np.int32)
+    symbols = (rng.choice([-1, 1], 1000) * rng.integers(2**13, 2**21, 1000)).astype(np.int32)
+    string = CODERS[name].encode(symbols, indexes, conditional.table)
+    looks.clear()
+    np.testing.assert_array_equal(CODERS[name].decode(string, indexes, conditional.table), symbols)
+    assert len(looks) == 40  # ten times symbols, digits, signs, bits
 
 
 @pytest.mark.parametrize("name", CODERS)

@@ -1,6 +1,7 @@
 """Entropy parameters in integers: equal to an independent computation, whatever adds up the sums, and a stream's decoding with them."""
 
 import concurrent.futures
+import contextlib
 import dataclasses
 import json
 import math
@@ -12,7 +13,7 @@ import sys
 import numpy as np
 import pytest
 import tensorflow as tf
-from conftest import ROOT, draw
+from conftest import CHECKPOINTS, ROOT, draw
 from threadpoolctl import threadpool_info
 
 from goconv_tf import bitstream, blas, codec, zoo
@@ -328,21 +329,23 @@ def test_a_batch_gives_each_picture_its_parameters(model):
             seen.append([np.asarray(p) for p in parameters])
             return super().__call__(name, entropy_model, *parameters)
 
-    both = []
-    for picture in (x, x[:1]):
+    several = []
+    for picture, context in ((x, contextlib.nullcontext()), (x, exact.tensorflow_only()), (x[:1], exact.tensorflow_only())):
         seen = []
         latents = model.analysis(tf.constant(x), tf.constant([0.02, 0.02]))
         walker = Recorder({name: value[: len(picture)] for name, value in latents.items()})
         walker.enter = exact.to_grid
-        model.walk(walker)
-        both.append(seen)
-    for a, b in zip(*both):
-        for p, q in zip(a, b):
-            np.testing.assert_array_equal(p[:1], q)
+        with context:
+            model.walk(walker)
+        several.append(seen)
+    for a, b, c in zip(*several):
+        for p, q, r in zip(a, b, c):
+            np.testing.assert_array_equal(p, q)
+            np.testing.assert_array_equal(p[:1], r)
 
 
 def test_decodes_with_other_threads_and_kernels(any_model, tmp_path, model_dir, crpe_dir, rnn_dir):
-    """One and two threads, oneDNN on and off, OpenBLAS with its oldest kernels: each process decodes the same latents (by their checksum)."""
+    """TensorFlow in one thread without oneDNN; OpenBLAS's oldest kernels, small pieces in threads: the same latents, by their checksum."""
     path = tmp_path / "a.gcv"
     result = codec.compress(any_model, draw(70, 90), reconstruct=True)
     path.write_bytes(result.data)
@@ -351,13 +354,17 @@ def test_decodes_with_other_threads_and_kernels(any_model, tmp_path, model_dir, 
 import sys, numpy as np, tensorflow as tf
 tf.config.threading.set_intra_op_parallelism_threads(int(sys.argv[4]))
 from goconv_tf import codec, zoo
-picture = codec.decompress(zoo.load_pretrained(sys.argv[1]), open(sys.argv[2], "rb").read())
+from goconv_tf.layers import exact
+if sys.argv[5] == "pieces":
+    exact._SMALL, exact._CHUNK, exact._LEAST = 0, 2**8, 1
+with exact.tensorflow_only() if sys.argv[5] == "tensorflow" else open(sys.argv[2]):
+    picture = codec.decompress(zoo.load_pretrained(sys.argv[1]), open(sys.argv[2], "rb").read())
 assert np.abs(picture.astype(int) - np.load(sys.argv[3])).max() <= 1
 """
     folder = any_model.info.path
-    for onednn, threads, kernels in (("0", "1", {"OPENBLAS_CORETYPE": "Prescott"}), ("1", "2", {})):
+    for onednn, threads, kernels, how in (("0", "1", {}, "tensorflow"), ("1", "2", {"OPENBLAS_CORETYPE": "Prescott"}, "pieces")):
         env = {**os.environ, "PYTHONPATH": ROOT, "TF_ENABLE_ONEDNN_OPTS": onednn, **kernels}
-        args = [sys.executable, "-c", code, folder, str(path), str(tmp_path / "picture.npy"), threads]
+        args = [sys.executable, "-c", code, folder, str(path), str(tmp_path / "picture.npy"), threads, how]
         done = subprocess.run(args, env=env, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr[-1500:]
 
@@ -466,22 +473,26 @@ def test_recurrent_models_of_earlier_versions(rnn, tmp_path):
         dataclasses.replace(rnn.config, grid_bits=15)
 
 
-@pytest.mark.parametrize("any_dir", ["model_dir", "crpe_dir", "rnn_dir"])
+@pytest.mark.parametrize("any_dir", ["model_dir", "crpe_dir", *(folder for folder in CHECKPOINTS if "rnn" not in folder)])
 def test_no_weight_lies_where_machines_could_round_it_otherwise(any_dir, request):
     """Kernels held as their DFT are summed in float64: no result lies within its rounding error of a half."""
-    loaded = zoo.load_pretrained(request.getfixturevalue(any_dir), fold=False)
-    for layer in loaded.exact_layers().values():
-        if isinstance(getattr(layer, "kernel_parameter", None), RDFTKernel):
-            scaled = layer.kernel_parameter.to_float64() * 2.0 ** int(layer.quantized.shift)
-            assert np.abs(scaled - np.floor(scaled) - 0.5).min() > 1e-9  # sums of 25 products under 2^15: errors under 1e-10
+    loaded = zoo.load_pretrained(any_dir if os.path.isdir(any_dir) else request.getfixturevalue(any_dir), fold=False)
+    layers = [layer for layer in loaded.exact_layers().values() if isinstance(getattr(layer, "kernel_parameter", None), RDFTKernel)]
+    layers = [layer for layer in layers if layer.kernel_support != (1, 1)]  # those are no sums
+    assert layers
+    for layer in layers:
+        scaled = layer.kernel_parameter.to_float64() * 2.0 ** int(layer.quantized.shift)
+        assert np.abs(scaled - np.floor(scaled) - 0.5).min() > 1e-9  # sums of 25 products under 2^15: errors under 1e-10
 
 
 @pytest.mark.parametrize("any_dir", ["model_dir", "crpe_dir"])
 def test_half_precision_folders_are_exact_too(any_dir, request, tmp_path):
     source = zoo.load_pretrained(request.getfixturevalue(any_dir), fold=False)
     before = [v.numpy() for v in source.variables]
+    integers, data = zoo.integers_hash(source), codec.compress(source, draw(40, 50)).data
     info = zoo.save_pretrained(source, str(tmp_path / "half"), "half", dtype="float16")
     assert all((a == b.numpy()).all() for a, b in zip(before, source.variables))
+    assert zoo.integers_hash(source) == integers and codec.compress(source, draw(40, 50)).data == data
     loaded = zoo.load_pretrained(info.path)
     assert loaded.has_exact
     result = codec.compress(loaded, draw(40, 50), reconstruct=True)

@@ -69,7 +69,7 @@ def time_table(rows_by_picture, sizes, times):
     for name, rows in rows_by_picture.items():
         good = [row for row in rows if not isinstance(row, str)]
         encoding, decoding = (sum(row[key] for row in good) / len(good) if good else None for key in ("encoding_time", "decoding_time"))
-        paper = times.get(name, {})
+        paper = times.get(name) if isinstance(times.get(name), dict) else {}  # among them is their source
         line = [
             name,
             "{} x {}".format(*sizes[name]),

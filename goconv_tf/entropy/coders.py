@@ -57,26 +57,37 @@ class _Coder:
         for block in _blocks(len(indexes)):
             limits.check()
             values[block] = decode(indexes[block])
-            outside.append(block.start + np.flatnonzero(values[block] == table.escape[indexes[block]]))
+            outside.append((block.start + np.flatnonzero(values[block] == table.escape[indexes[block]])).astype(np.uint32))
             values[block] += table.offset[indexes[block]]
-        outside = np.concatenate(outside) if outside else np.zeros(0, np.int64)
-        digits = decode(np.full(len(outside), len(table.rows) - 2))
-        bits = decode(np.full(len(outside) + int(digits.sum()), len(table.rows) - 1)).tolist()
+        self._decode_escapes(decode, np.concatenate(outside) if outside else np.zeros(0, np.uint32), values, indexes, table)
         ended = close()
         if strict and not ended:
             raise BitstreamError("the entropy coded data does not end where it should")
-        start = len(outside)
-        for k, n, below in zip(outside, digits.tolist(), bits[:start]):
-            excess = (1 << n) + sum(bit << shift for shift, bit in enumerate(bits[start : start + n]))
-            row = indexes[k]
-            values[k] = table.offset[row] + (-excess if below else table.escape[row] + excess - 1)
-            start += n
         return values
 
+    @staticmethod
+    def _decode_escapes(decode, outside, values, indexes, table):
+        """Adds how far outside its row each of the `values` at `outside` lies; hostile data may have escaped all of them."""
+        digits, below = np.empty((2, len(outside)), np.uint8)
+        for part, row in ((digits, len(table.rows) - 2), (below, len(table.rows) - 1)):
+            for block in _blocks(len(outside)):
+                limits.check()
+                part[block] = decode(np.full(block.stop - block.start, row))
+        for block in _blocks(len(outside), 2**18):
+            limits.check()
+            n = digits[block].astype(np.int64)
+            ends = n.cumsum()
+            owner = np.repeat(np.arange(len(n)), n)
+            shift = np.arange(len(owner)) - (ends - n)[owner]
+            bits = decode(np.full(len(owner), len(table.rows) - 1))
+            excess = 2**n + np.bincount(owner, bits * 2.0**shift, len(n)).astype(np.int64)
+            escape = table.escape[indexes[outside[block]]]
+            values[outside[block]] += np.where(below[block], -excess - escape, excess - 1).astype(np.int32)
 
-def _blocks(count):
+
+def _blocks(count, size=2**22):
     """Slices of what is coded at once, so that memory stays bounded."""
-    return [slice(start, min(start + 2**22, count)) for start in range(0, count, 2**22)]
+    return [slice(start, min(start + size, count)) for start in range(0, count, size)]
 
 
 class TfcCoder(_Coder):

@@ -95,6 +95,8 @@ class _OwnVariables:
             store[str(i)] = variable.numpy()
 
     def load_own_variables(self, store):
+        if len(store.keys()) != len(self.variables):  # as Keras; also before the first call, when there are none
+            raise ValueError(f"{self.name} has {len(self.variables)} variables, {len(store.keys())} were saved")
         for i, variable in enumerate(self.variables):
             variable.assign(store[str(i)])
 
@@ -114,7 +116,8 @@ class SignalConv2D(_OwnVariables, tfc.SignalConv2D):
       name, dtype, trainable: as of any Keras layer. tfc's other arguments are refused: TypeError.
 
     Input [batch, h, w, c]; output [batch, ceil(h/s), ceil(w/s), filters], or
-    [batch, h*s, w*s, filters] when `transpose`.
+    [batch, h*s, w*s, filters] when `transpose`. Output k is centred on input k*s (as with PyTorch's padding=k//2);
+    TensorFlow's own "same" is one pixel further where sides are even. Kernels are [k, k, c, filters] in both directions.
     """
 
     def __init__(self, filters, kernel_size, strides=1, transpose=False, use_bias=True, kernel_parameter="rdft", **kwargs):
@@ -152,6 +155,8 @@ class SignalConv2D(_OwnVariables, tfc.SignalConv2D):
             initial = self.kernel_initializer(shape=shape, dtype=self.variable_dtype)
             self.kernel_parameter = RDFTKernel(initial)
         super().build(input_shape)
+        # TensorFlow would take multiples of these channels for groups.
+        self.input_spec = tf.keras.layers.InputSpec(ndim=4, axes={-1: tf.TensorShape(input_shape)[-1]})
 
     def call(self, inputs, factors=None):
         """factors: [batch or 1, 1, 1, filters] that the outputs are multiplied by."""
@@ -198,7 +203,7 @@ class SignalConv2D(_OwnVariables, tfc.SignalConv2D):
         return exact.quantize_kernel(kernel, self.bias_parameter.numpy() if self.use_bias else None)
 
     def exact(self, inputs, leaky=False):
-        """The same on the grid (see `goconv_tf.layers.exact`), with the integers in `quantized`; leaky: and then `exact.leaky_relu`."""
+        """The same on the grid (see `goconv_tf.layers.exact`); leaky: and then `exact.leaky_relu`."""
         return exact.convolve(inputs, self.quantized, self.kernel_support[0] // 2, self._strides, self._transpose, leaky)
 
     @property
@@ -218,7 +223,7 @@ class GDN(_OwnVariables, tf.keras.layers.Layer):
     Eq. 3; with `inverse` the division becomes a product (IGDN). Parameters are tfc's
     non-negative `GDNParameter`s. Computed in float32 whatever the layer's compute type.
 
-    Input and output [batch, ..., channels]. `exact` needs `quantized`, which `quantize()` gives.
+    Input and output [batch, ..., channels].
 
     Args:
       inverse: IGDN.
@@ -230,6 +235,7 @@ class GDN(_OwnVariables, tf.keras.layers.Layer):
 
     def build(self, input_shape):
         channels = int(tf.TensorShape(input_shape)[-1])
+        self.input_spec = tf.keras.layers.InputSpec(axes={-1: channels})
         self.beta = tfc.GDNParameter(tf.ones([channels]), name="beta", minimum=1e-6)
         self.gamma = tfc.GDNParameter(0.1 * tf.eye(channels), name="gamma", minimum=0.0)
         super().build(input_shape)
@@ -253,18 +259,19 @@ class GDN(_OwnVariables, tf.keras.layers.Layer):
         return exact.quantize_norm(value(self.beta), value(self.gamma))
 
     def exact(self, inputs):
-        """The same on the grid, with the integers in `quantized`; inputs [batch, h, w, channels]."""
+        """The same on the grid (see `goconv_tf.layers.exact`); inputs [batch, h, w, channels]."""
         return exact.normalize(inputs, self.quantized, self.inverse)
 
     def get_config(self):
         return {**super().get_config(), "inverse": self.inverse}
 
 
+@tf.keras.saving.register_keras_serializable("goconv_tf")
 class Conv2D(tf.keras.layers.Conv2D):
     """Keras' convolution, with "same" padding, that can also be computed on the grid.
 
     Input [batch, h, w, c], output [batch, ceil(h / strides), ceil(w / strides), filters]. `quantize` raises ValueError for strides, dilations,
-    other paddings and activations, which have no exact form.
+    other paddings and activations, and kernels that are not square, which have no exact form.
 
     grids: bits after the point of what `exact` takes and gives.
     """
@@ -277,11 +284,12 @@ class Conv2D(tf.keras.layers.Conv2D):
     def quantize(self):
         """The present weights as integers, for `exact`; without strides, as TensorFlow pads those by the input's size."""
         plain = {"strides": (1, 1), "dilation_rate": (1, 1), "padding": "same", "groups": 1, "activation": tf.keras.activations.linear}
+        plain.update(kernel_size=2 * self.kernel_size[:1], data_format="channels_last")
         for name, value in plain.items():
             if getattr(self, name) != value:
                 raise ValueError(f"there is no exact form with {name} {getattr(self, name)}")
         return exact.quantize_kernel(self.kernel.numpy(), self.bias.numpy() if self.use_bias else None, self.grids)
 
     def exact(self, inputs):
-        """The same on the grid (see `goconv_tf.layers.exact`), with the integers in `quantized`."""
+        """The same on the grid (see `goconv_tf.layers.exact`)."""
         return exact.convolve(inputs, self.quantized, (self.kernel_size[0] - 1) // 2)

@@ -15,8 +15,8 @@ class ConvLSTM2DCell(tf.keras.layers.Layer):
 
         i, f, o, g = split(W_x * x + b_x + W_h * h + b_h);  c' = sigmoid(f) c + sigmoid(i) tanh(g);  h' = sigmoid(o) tanh(c')
 
-    (in the kernels, the gates' order is i, f, o, g). As in Toderici et al. (arXiv 1608.05148), Eq. for
-    the LSTM, and Su et al. (ICIP 2020): no peepholes, no forget bias, zero padding "same".
+    (in the kernels, the gates' order is i, f, o, g). As in Toderici et al. (arXiv 1608.05148, Eq. 4 to 6)
+    and Su et al. (ICIP 2020): no peepholes, no forget bias, zero padding "same".
     Differs from Keras' ConvLSTM2D, which squashes gates by a hard sigmoid.
 
     Args:
@@ -48,11 +48,11 @@ class ConvLSTM2DCell(tf.keras.layers.Layer):
         # A convolution of zeros need not be computed, and zeros need no size.
         gates += tf.cast(self.conv_hidden.bias, gates.dtype) if states is None else self.conv_hidden(states[0])
         squashed, candidate = tf.split(gates, [3 * self.filters, self.filters], axis=-1)
-        write, keep, out = tf.split(tf.sigmoid(squashed), 3, axis=-1)
-        cell = write * tf.tanh(candidate)
+        i, f, o = tf.split(tf.sigmoid(squashed), 3, axis=-1)
+        cell = i * tf.tanh(candidate)
         if states is not None:
-            cell += keep * states[1]
-        hidden = out * tf.tanh(cell)
+            cell += f * states[1]
+        hidden = o * tf.tanh(cell)
         return hidden, (hidden, cell)
 
     def exact(self, inputs, states=None):
@@ -66,21 +66,14 @@ class ConvLSTM2DCell(tf.keras.layers.Layer):
         else:
             gates = exact.keep(gates + self.conv_hidden.exact(states[0]))
         squashed, candidate = exact.split(gates, [3 * self.filters, self.filters])
-        write, keep, out = exact.split(sigmoid(squashed), 3 * [self.filters])
+        i, f, o = exact.split(sigmoid(squashed), 3 * [self.filters])
         # Gates are in units of 2^-gate_bits, states in those of the grid.
-        cell = write * tanh(candidate) * 2.0 ** (self.grid_bits - gate_bits)
+        cell = i * tanh(candidate) * 2.0 ** (self.grid_bits - gate_bits)
         if states is not None:
-            cell += keep * states[1]
+            cell += f * states[1]
         cell = exact.rescale(cell, gate_bits)
-        hidden = exact.rescale(out * tanh(cell), 2 * gate_bits - self.grid_bits)
+        hidden = exact.rescale(o * tanh(cell), 2 * gate_bits - self.grid_bits)
         return hidden, (hidden, cell)
-
-    def get_initial_state(self, inputs):
-        """Zero states that fit inputs [batch, h, w, c]."""
-        shape = tf.shape(inputs)
-        size = -(-shape[1:3] // self.strides)
-        zeros = tf.zeros([shape[0], size[0], size[1], self.filters], self.compute_dtype)
-        return zeros, zeros
 
     def get_config(self):
         own = {"filters": self.filters, "kernel_size": self.kernel_size, "strides": self.strides, "grid_bits": self.grid_bits}

@@ -6,8 +6,8 @@ bits in kernels and gates (values up to 128). As every partial sum of a convolut
 whatever order a machine, a library or a number of threads adds them up. After each layer the sum is rounded to the grid again. What is
 not a sum of products is one correctly rounded operation of IEEE 754 (a product, a quotient, a square root) or a table.
 
-Layers that can do this have `quantize()`, which makes a `Quantized` from their present weights, and `exact(x)`, which computes
-with it; `apply` chooses by the type of x.
+Layers that can do this have `quantize()`, which makes a `Quantized` from their present weights, or parts that have, and `exact(x)`, which
+computes with it after `layer.quantized = layer.quantize()` for the layer or each of those parts; `apply` chooses by the type of x.
 
 All of this is done by NumPy on arrays and by TensorFlow on tensors, in graphs or inside `tensorflow_only`. As sums are exact, both give
 the same integers; NumPy's float64 matrix products take a fraction of the time of TensorFlow's float64 convolutions.
@@ -228,7 +228,7 @@ def _numpy_convolution(quantized, before, strides, transpose, leaky):
     def convolution(x):
         batch, height, width, depth = x.shape
         rows, columns = -(-height // step), -(-width // step)
-        if size > 1 or step > 1:
+        if size > 1 or step > 1 or transpose:
             padded = np.zeros((batch, height + 2 * reach + step, width + 2 * reach + step, depth))
             padded[:, reach : reach + height, reach : reach + width] = x
         result = np.empty((batch, rows * len(phases), columns * len(phases), channels))
@@ -236,7 +236,7 @@ def _numpy_convolution(quantized, before, strides, transpose, leaky):
         def compute(task):
             b, top, i, j, corners, matrix, count = task
             n = min(count, rows - top)
-            if size == step == 1:
+            if size == step == len(phases) == 1:
                 inputs = x[b, top : top + n]
             else:
                 inputs = np.empty((n, columns, len(corners) * depth))

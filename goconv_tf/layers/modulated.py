@@ -19,7 +19,7 @@ class ScalingNet(tf.keras.layers.Layer):
       channels: number of factors.
       units: width of the hidden layer.
 
-    Input: lambda, positive, [batch] or scalar. Output [batch or 1, 1, 1, channels].
+    Input: lambda, above 0 (at 0 gradients are not finite), [batch] or scalar. Output [batch or 1, 1, 1, channels].
     """
 
     def __init__(self, channels, units=16, **kwargs):
@@ -53,12 +53,12 @@ class ScalingNet(tf.keras.layers.Layer):
 class _Modulated(octave._GoConv):
     """Adds one Scaling-Net a path; the convolution's output is multiplied before its activation."""
 
-    def build(self, input_shape):
-        super().build(input_shape)
-        for name in ("high", "low", "up", "down"):
-            conv = getattr(self, name)
-            net = None if conv is None else ScalingNet(conv.filters, name=f"{name}_scaling", dtype="float32")
-            setattr(self, f"{name}_scaling", net)
+    def _build_path(self, name, shape):
+        net = ScalingNet(getattr(self, name).filters, name=f"{name}_scaling", dtype="float32")
+        setattr(self, f"{name}_scaling", net)
+        with tf.name_scope(net.name):
+            net.build([None])
+        super()._build_path(name, shape)
 
     def call(self, inputs, lmbda):
         return self._octave(inputs, lambda name: getattr(self, f"{name}_scaling")(lmbda))

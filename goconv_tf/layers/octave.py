@@ -146,12 +146,15 @@ class _GoConv(tf.keras.layers.Layer):
             name=name,
             dtype=self.dtype_policy,
         )
+        return conv, self._make_activation(f"{name}_activation")
+
+    def _make_activation(self, name):
         keep = {}
         if isinstance(self.activation, str):
-            keep = {"name": f"{name}_activation", "dtype": self.dtype_policy}
+            keep = {"name": name, "dtype": self.dtype_policy}
         elif isinstance(self.activation, type) and issubclass(self.activation, tf.keras.layers.Layer):
             keep = {"dtype": self.dtype_policy}
-        return conv, make_activation(self.activation, **keep)
+        return make_activation(self.activation, **keep)
 
     def build(self, input_shape):
         pair = _is_pair(input_shape)
@@ -170,7 +173,28 @@ class _GoConv(tf.keras.layers.Layer):
             self.up, self.up_activation = self._make_path("up", self.filters_high, inter, 2, True)
         if self.filters_low:
             self.down, self.down_activation = self._make_path("down", self.filters_low, inter, 2, False)
+        self._build_path("high", shape_high)
+        y_high = self.high.compute_output_shape(shape_high)
+        y_low = [y_high[0], *map(_half, y_high[1:3])]
+        if pair:
+            self._build_path("low", tf.TensorShape(input_shape[1]))
+            self._build_path("up", tf.TensorShape([*y_low, low]))
+        if self.filters_low:
+            self._build_path("down", y_high)
         super().build(input_shape)
+
+    def _build_path(self, name, shape):
+        conv, activation = getattr(self, name), getattr(self, f"{name}_activation")
+        with tf.name_scope(conv.name):
+            conv.build(shape)
+        if isinstance(activation, tf.keras.layers.Layer):
+            with tf.name_scope(activation.name):
+                activation.build(conv.compute_output_shape(shape))
+
+    def load_own_variables(self, store):
+        if not self.built:  # there would be nothing to load into
+            raise ValueError(f"{self.name} has not been built: call the model once before its weights are loaded")
+        super().load_own_variables(store)
 
     def _check_sizes(self, shape_high, shape_low):
         """ValueError if a pair's sizes are known and do not belong together."""
@@ -227,7 +251,7 @@ class _GoConv(tf.keras.layers.Layer):
     def get_config(self):
         activation = self._recipe or self.activation
         if self._recipe is None and activation is not None and not isinstance(activation, str):
-            made = make_activation(activation)
+            made = self._make_activation("activation")
             if not isinstance(made, tf.keras.layers.Layer):
                 made = tf.keras.layers.Activation(made)
             activation = tf.keras.layers.serialize(made)
@@ -262,6 +286,7 @@ _ARGUMENTS = """
     [batch, ceil(h/2), ceil(w/2), c_L], or one tensor, as in the first layer of an encoder.
     Output: an `OctaveTensor`, or one tensor when alpha is 0; {sizes}. Odd
     heights and widths work: the low frequency has ceil(h/2) samples throughout.
+    Where samples lie, and why kernels of Keras' layers do not fit unshifted: `SignalConv2D`.
 
     Raises:
       ValueError: for arguments or input shapes outside the above, as far as these are known when a graph is traced."""

@@ -119,7 +119,7 @@ class Codec(tf.keras.Model):
     # What a subclass defines.
 
     def analysis(self, x, lmbda):
-        """Pictures uint8 [batch, h, w, 3], lmbda [batch] -> {latent: [batch, h', w', c]}."""
+        """Pictures uint8 [batch, h, w, 3], lmbda [batch] -> {latent: [batch, h', w', c]}, or what `walk` makes latents of as it goes."""
         raise NotImplementedError
 
     def walk(self, walker):
@@ -187,15 +187,18 @@ class Codec(tf.keras.Model):
         return bpp, {**metrics, "bpp": tf.reduce_mean(bpp)}
 
     def train_step(self, data):
-        x, lmbda, seeds, steps = data
+        """A step of `fit`; data: (x, lmbda, seeds, steps) as in `loss_fn`, with int32 [batch, 2] and [batch] (`data.PatchSource` gives them)."""
         with tf.GradientTape() as tape:
-            loss, metrics = self.loss_fn(x, lmbda, seeds, steps[0])
-            # Gradients are averaged over replicas by Keras' optimizers as sums.
-            replicas = tf.distribute.get_strategy().num_replicas_in_sync
-            scaled = loss / replicas
-        variables = self.trainable_variables
-        self.optimizer.minimize(scaled, variables, tape=tape)
-        # Keras adds these up over replicas.
+            metrics = self.test_step(data)
+        # Gradients of replicas are added up, as are the metrics by Keras.
+        self.optimizer.minimize(metrics["loss"], self.trainable_variables, tape=tape)
+        return metrics
+
+    def test_step(self, data):
+        """A step of `evaluate`, on data as `train_step` has it: with noise, as in training. {name: scalar}, this replica's part of the mean."""
+        x, lmbda, seeds, steps = data
+        loss, metrics = self.loss_fn(x, lmbda, seeds, steps[0])
+        replicas = tf.distribute.get_strategy().num_replicas_in_sync
         return {name: value / replicas for name, value in {"loss": loss, **metrics}.items()}
 
     # Estimation and coding.
@@ -233,6 +236,10 @@ class Codec(tf.keras.Model):
             model.build_table()
         if self.has_exact:
             self.build_exact()
+
+    def _check_tables(self):
+        if any(model.table is None for model in self.entropy_models().values()):
+            raise ValueError("the model has no coding tables: call build_tables() first")
 
     def exact_layers(self):
         """{path: layer} of all that is computed with integers when coding."""
@@ -273,7 +280,7 @@ class Codec(tf.keras.Model):
         self.__dict__.pop("_stages", None)
 
     def estimate(self, x, lmbda, exact=None):
-        """Estimate for pictures uint8 [batch, h, w, 3] (sides multiples of `alignment`), lmbda [batch]; exact as in `compress`."""
+        """Estimate for pictures uint8 [batch, h, w, 3] (sides multiples of `alignment`), lmbda [batch]; exact and tables as in `compress`."""
         decoded, rates = self._rounded(x, lmbda, exact)
         pictures = self.pictures(decoded, lmbda)
         return Estimate(pictures[-1], rates, tuple(pictures))
@@ -284,12 +291,13 @@ class Codec(tf.keras.Model):
 
     def _rounded(self, x, lmbda, exact):
         """(what `walk` gives for rounded latents, {latent: bits [batch]})."""
+        self._check_tables()
         walker = self._made_exact(entropy.RoundingWalker(self.analysis(x, lmbda)), exact)
         decoded = self.walk(walker)
         return decoded, {name: walker.bits(name) for name in self.latent_names}
 
     def compress(self, x, lmbda, coder="tfc", reconstruct=False, layers=None, exact=None, tile=None):
-        """Codes one picture.
+        """Codes one picture, with the tables and integers that `build_tables` made: to be made anew after training.
 
         Args:
           x: uint8 [h, w, 3], sides multiples of `alignment`.
@@ -299,7 +307,16 @@ class Codec(tf.keras.Model):
           layers: how many layers of a scalable model to code; None for all.
           exact: compute entropy parameters with integers (True), floats (False), or integers where the model has them (None).
           tile: compute in tiles of so many cells a side (see `tiles`).
+
+        Returns:
+          Coded.
+
+        Raises:
+          ValueError: for a coder that is not there, or what `build_tables` has not made.
         """
+        if coder not in entropy.CODERS:
+            raise ValueError(f"there is no entropy coder {coder!r}: there are {', '.join(entropy.CODERS)}")
+        self._check_tables()
         lmbda = tf.constant([lmbda], tf.float32)
         with tiles.tiled(tile):
             latents = self.analysis(x[None], lmbda)

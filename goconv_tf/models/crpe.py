@@ -24,7 +24,9 @@ class CRPE(Codec):
 
     y_H has h/16 x w/16 positions, z1_H and z2_H a quarter as many a side, low resolutions half of theirs,
     all rounded up: pictures of any size are one stream (the original cuts those over 5000 pixels a side in two, for
-    memory's sake; here large ones are computed in tiles, which changes nothing of it).
+    memory's sake; here large ones are computed in tiles, which changes nothing of it). They are padded to multiples of 16, below
+    and right with their edges (the original: of 128, on all sides with zeros). In shapes, h and w are the padded picture's; N_H, N_L, M_H,
+    M_L the shares of N and M, half of each with alpha 0.5.
 
     What the paper ablates is in the config: `second_hyper` (without: z1 has factorized priors, y_L halves of P1_L),
     `crpe_z` and `crpe_y` (without: f sees no decoded low resolution), `if_weight` (0: no information-fidelity
@@ -92,40 +94,40 @@ class CRPE(Codec):
 
     @stage(inputs=(CELL, None), outputs=(8, 4), margin=1)
     def transform(self, x, lmbda):
-        """Pictures -> OctaveTensor y."""
+        """Pictures [batch, h, w, 3], 0 to 255 -> OctaveTensor y, [batch, h/16, w/16, M_H] and [batch, h/32, w/32, M_L]."""
         del lmbda
         return chain(self.g_a, tf.cast(x, tf.float32) / PIXEL_SCALE)
 
     @stage(inputs=(8, 4), outputs=(2, 1), margin=2)
     def hyper_analysis1(self, y):
-        """OctaveTensor y -> OctaveTensor z1."""
+        """OctaveTensor y -> OctaveTensor z1, [batch, h/64, w/64, N_H] and [batch, h/128, w/128, N_L]."""
         return chain(self.h_a1, y)
 
     @stage
     def hyper_analysis2(self, z1):
-        """OctaveTensor z1 -> OctaveTensor z2."""
+        """OctaveTensor z1 -> OctaveTensor z2, of the same shapes."""
         return chain(self.h_a2, z1)
 
     @stage
     def hyper_synthesis2(self, z2_high, z2_low):
-        """(P2_H, P2_L), as many positions as z1."""
+        """(P2_H [batch, h/64, w/64, 2 N_H], P2_L [batch, h/128, w/128, 2 N_L])."""
         return tuple(chain(self.h_s2, OctaveTensor(z2_high, z2_low)))
 
     @stage
     def estimate_z_high(self, z1_low, p2_high):
-        """Mean and scale of z1_H, together."""
+        """Means and then scales of z1_H, [batch, h/64, w/64, 2 N_H]."""
         inputs = [crop_like(exact.apply(self.f_z_up, z1_low), p2_high), p2_high] if self.config.crpe_z else [p2_high]
         return estimate(self.f_z, inputs)
 
     @stage(inputs=(2, 1, Extent(8)), outputs=(8, 4), margin=3)
     def hyper_synthesis1(self, z1_high, z1_low, size):
-        """(P1_H, P1_L) for y_H of spatial size `size`, int32 [2]."""
+        """(P1_H [batch, *size, 2 M_H], P1_L [batch, *size/2, 2 M_L]) for y_H of spatial size `size`, int32 [2]."""
         p = chain(self.h_s1, OctaveTensor(z1_high, z1_low))
         return crop(p.high, size), crop(p.low, (size + 1) // 2)
 
     @stage(inputs=(4, 1), outputs=(4,), margin=2)
     def estimate_y_low(self, p1_low, p2_low):
-        """Mean and scale of y_L, together, from both hyper layers."""
+        """Means and then scales of y_L, [batch, h/32, w/32, 2 M_L], from both hyper layers' P1_L and P2_L."""
         (mean1, scale1), (mean2, scale2) = (exact.split(p, 2 * [p.shape[-1] // 2]) for p in (p1_low, p2_low))
         fuse_scale = self.fusion_scale if self.config.separate_fusion else self.fusion
         mean = exact.apply(self.fusion, exact.concat([mean1, crop_like(chain(self.up4_mean, mean2), mean1)]))
@@ -134,7 +136,7 @@ class CRPE(Codec):
 
     @stage(inputs=(4, 2, 8), outputs=(8,), margin=2)
     def estimate_y_high(self, y_low, p2_high, p1_high):
-        """Mean and scale of y_H, together."""
+        """Means and then scales of y_H, [batch, h/16, w/16, 2 M_H]."""
         inputs = [crop_like(exact.apply(self.f_y_up, y_low), p1_high)] if self.config.crpe_y else []
         inputs += [] if p2_high is None else [crop_like(chain(self.up4_high, p2_high), p1_high)]
         return estimate(self.f_y, [*inputs, p1_high])

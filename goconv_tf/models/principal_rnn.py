@@ -60,7 +60,7 @@ class _Cell:
         self.centre = ((cell.kernel_size - 1) // 2,) * 2
         for conv in (cell.conv_inputs, cell.conv_hidden):
             _fade(conv)
-        self.gates = np.tile(np.array([[OPEN], [SHUT], [OPEN], [0.0]]), (1, self.units))  # write, keep, out; candidate
+        self.gates = np.tile(np.array([[OPEN], [SHUT], [OPEN], [0.0]]), (1, self.units))  # i, f, o; g
         self._assign()
         self.gain = float(_sigmoid(OPEN)) ** 2
 

@@ -53,12 +53,13 @@ class ScalableRNN(Codec):
         self.priors = [FactorizedPrior(c.filters, (3, 3, 3)) for _ in range(c.iterations)]
 
     def analysis(self, x, lmbda):
+        """Pictures uint8 [batch, h, w, 3] -> {"residual": the same in [-0.5, 0.5]}: latents follow one from another, in `walk`."""
         del lmbda
         return {"residual": tf.cast(x, tf.float32) / 255.0 - 0.5}
 
     @stage
     def layer_analysis(self, residual, states):
-        """(y, z, states) of one layer."""
+        """(y [batch, h/16, w/16, filters], z [batch, h/64, w/64, filters] or None, states) of one layer; residual: [batch, h, w, 3]."""
         y, y_states = _recur(self.g_a_input, self.g_a_cells, self.g_a_output, residual, states and states[0])
         if not self.config.hyperprior:
             return y, None, (y_states, None)
@@ -71,13 +72,13 @@ class ScalableRNN(Codec):
 
     @stage
     def hyper_synthesis(self, z, size, states):
-        """(sigma of y, which has spatial size `size`, int32 [2]; states)."""
+        """(sigma [batch, *size, filters] of y, which has spatial size `size`, int32 [2]; states)."""
         sigma, states = _recur(self.h_s_input, self.h_s_cells, self.h_s_output, z, states, upsample=True)
         return sigma[:, : size[0], : size[1]], states
 
     @stage
     def layer_synthesis(self, y, size, states):
-        """(what one layer adds to the picture, in [-0.5, 0.5]; states)."""
+        """(what one layer adds to the picture, float32 [batch, *size, 3] in [-0.5, 0.5]; states); size: the picture's, int32 [2]."""
         x, states = _recur(self.g_s_input, self.g_s_cells, self.g_s_output, y, states, upsample=True)
         return tf.tanh(tf.cast(x[:, : size[0], : size[1]], tf.float32)) / 2.0, states
 
@@ -102,7 +103,7 @@ class ScalableRNN(Codec):
                 residual -= x
             picture += x
             pictures.append(picture)
-        return pictures
+        return pictures  # after each layer, in [0, 1]
 
     def pictures(self, latents, lmbda):
         return [255.0 * picture for picture in latents]

@@ -21,7 +21,9 @@ class VariableRate(Codec):
         psi_H, P_L = h_s(z~);  y_L ~ N(mean, scale of P_L)
         y_H ~ N(f_pe(up(y_L~), psi_H));  x^ = g_s(y_H~, y_L~; lambda)
 
-    y_H has h/16 x w/16 positions, y_L half as many a side; z a quarter of y's, rounded up.
+    y_H has h/16 x w/16 positions, y_L half as many a side; z a quarter of y's, rounded up. In shapes, h and w are the
+    picture's, padded to multiples of 16; N_H, N_L, M_H, M_L the shares of N and M, half of each with alpha 0.5. Trained for D = MSE
+    unless `distortion` says otherwise; the paper's D is "mix", which `experiments/variable_rate.py` trains for.
 
     Args:
       config: VariableRateConfig; None for the paper's (N = 448).
@@ -64,7 +66,7 @@ class VariableRate(Codec):
 
     @stage(inputs=(CELL, None), outputs=(8, 4), margin=1)
     def transform(self, x, lmbda):
-        """Pictures -> OctaveTensor y."""
+        """Pictures [batch, h, w, 3], 0 to 255, lmbda [batch] -> OctaveTensor y, [batch, h/16, w/16, M_H] and [batch, h/32, w/32, M_L]."""
         y = tf.cast(x, tf.float32) / PIXEL_SCALE
         for layer in self.g_a:
             y = layer(y, lmbda)
@@ -72,18 +74,18 @@ class VariableRate(Codec):
 
     @stage(inputs=(8, 4), outputs=(2, 1), margin=2)
     def hyper_analysis(self, y):
-        """OctaveTensor y -> OctaveTensor z."""
+        """OctaveTensor y -> OctaveTensor z, [batch, h/64, w/64, N_H] and [batch, h/128, w/128, N_L]."""
         return chain(self.h_a, y)
 
     @stage(inputs=(2, 1, Extent(8)), outputs=(8, 4), margin=3)
     def hyper_synthesis(self, z_high, z_low, size):
-        """(psi_H, P_L) for y_H of spatial size `size`, int32 [2]."""
+        """(psi_H [batch, *size, 2 M_H], P_L [batch, *size/2, 2 M_L]: means, then scales) for y_H of spatial size `size`, int32 [2]."""
         p = chain(self.h_s, OctaveTensor(z_high, z_low))
         return crop(p.high, size), crop(p.low, (size + 1) // 2)
 
     @stage(inputs=(4, 8), outputs=(8,), margin=1)
     def parameter_estimation(self, y_low, psi_high):
-        """Mean and scale of y_H, together, from the decoded y_L and psi_H."""
+        """Means and then scales of y_H, [batch, h/16, w/16, 2 M_H], from the decoded y_L and psi_H."""
         return estimate(self.f_pe, [crop_like(exact.apply(self.f_up, y_low), psi_high), psi_high])
 
     def walk(self, walker):
@@ -96,6 +98,7 @@ class VariableRate(Codec):
 
     @stage(inputs=(8, 4, None), outputs=(CELL,), margin=1)
     def synthesis(self, latents, lmbda):
+        """OctaveTensor y, lmbda [batch] -> pictures float [batch, h, w, 3] in 8-bit units."""
         x = latents
         for layer in self.g_s:
             x = layer(x, lmbda)
