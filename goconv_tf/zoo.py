@@ -238,12 +238,27 @@ def _is_own_card(card_path, path) -> bool:
         return False
 
 
+def _sha256_of(path):
+    with contextlib.suppress(FileNotFoundError), open(path, "rb") as f:
+        return hashlib.sha256(f.read()).hexdigest()
+
+
+def _named_sha256(config_path):
+    """What a config.json says of its weights; "" if it says nothing."""
+    try:
+        with open(config_path, encoding="utf-8") as f:
+            return json.load(f)["sha256"]
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        return ""
+
+
 def _replace(path, weights, config):
     """Writes both files of a folder so that at any moment it holds either the old model or the new one."""
     weights_path, config_path, previous = (os.path.join(path, name) for name in (WEIGHTS_FILE, CONFIG_FILE, PREVIOUS_FILE))
     with staged(weights_path, weights) as new_weights, staged(config_path, config) as new_config:
         # Between the two renames the old config.json finds the old weights under another name.
-        if os.path.exists(weights_path) and os.path.exists(config_path):
+        # After an earlier kill there it has them already, and the weights are another model's.
+        if _sha256_of(weights_path) == _named_sha256(config_path):
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(previous)
             try:

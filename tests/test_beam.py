@@ -287,6 +287,15 @@ def test_what_cannot_be_run(memory, model, model_dir, tmp_path, monkeypatch, cap
     with pytest.raises(UsageError, match=r"other settings \(lmbda None, not 0.01\)"):
         run("compress", "mem://in/a.png", "mem://out", "--model=tiny-test", "--lmbda=0.01")
 
+    # Pictures of the same name in another folder, which are others.
+    memory["mem://in2/a.png"] = png(draw(16, 20))
+    with pytest.raises(UsageError, match="inputs mem://in/, not mem://in2/"):
+        run("compress", "mem://in2/a.png", "mem://out", "--model=tiny-test")
+    settings = json.loads(memory["mem://out/_settings.json"])
+    del settings["inputs"], settings["allow_truncated"]  # of an earlier version
+    memory["mem://out/_settings.json"] = json.dumps(settings).encode()
+    assert run("compress", "mem://in/a.png", "mem://out", "--model=tiny-test") == 3
+
     memory["mem://out3/a.json"] = b"[]"
     assert run("evaluate", "mem://in/a.png", "mem://out3", "--model=tiny-test") == 3
     assert memory["mem://out3/a.json"] == b"[]" and b"in the way" in memory["mem://out3/_dead_letters.jsonl"]

@@ -123,7 +123,7 @@ def test_one_convolution_fuses_means_and_scales_unless_asked(crpe):
 
 
 def test_settings_that_do_not_fit_together():
-    for odd in (dict(second_hyper=False), dict(second_hyper=False, crpe_z=False, separate_fusion=True), dict(filters=9)):
+    for odd in (dict(second_hyper=False), dict(second_hyper=False, crpe_z=False, separate_fusion=True), dict(filters=9), dict(lmbda=-1.0)):
         with pytest.raises(UsageError):
             dataclasses.replace(TINY, **odd)
     with pytest.raises(UsageError, match="one lambda"):
@@ -266,6 +266,8 @@ def test_original_commands(crpe, crpe_dir, command_here, tmp_path):
         assert "no earlier call's" in one_line(command_here("--checkpoint_dir", crpe_dir, "encode", source, module=script))
     assert (mine / "a_rec.png").read_bytes() == (mine / "a.png").read_bytes() and len(os.listdir(mine)) == 2
     os.remove(mine / "a_rec.png")
+    same = command_here("--checkpoint_dir", crpe_dir, "encode", mine / "a.png", mine / "a_rec.png", module=script)
+    assert "is where the decoded picture goes" in one_line(same) and os.listdir(mine) == ["a.png"]
     for _ in range(2):
         assert command_here("--checkpoint_dir", crpe_dir, "encode", mine, module=script).returncode == 0
         assert sorted(os.listdir(mine)) == ["a.png", "a.png.bitstream", "a_rec.png"]

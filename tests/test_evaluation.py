@@ -215,6 +215,7 @@ def test_commands(command, command_here, pictures, tmp_path):
         ("zero", {"results": {**whole["results"], "bpp": [0, 0.2, 0.3, 0.4]}}),
         ("name", {"name": 5}),
         ("codec", {"meta": {"codec": "heif"}}),
+        ("endless", {"results": {**whole["results"], "bpp": [0.1, 0.2, 0.3, math.inf]}}),
     ):
         (tmp_path / f"{name}.json").write_text(json.dumps({**whole, **changes}))
     done = command_here("plot", tmp_path / "name.json", "--title", r"$\b$", "-o", tmp_path / "name.png")

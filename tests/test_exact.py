@@ -62,7 +62,7 @@ def on_grid(shape, seed=0, spread=3.0):
 
 
 @pytest.mark.parametrize(
-    ("kernel_size", "strides", "transpose"), [(3, 1, False), (5, 2, False), (3, 1, True), (5, 2, True), (3, 2, True), (1, 1, False)]
+    ("kernel_size", "strides", "transpose"), [(3, 1, False), (5, 2, False), (3, 1, True), (5, 2, True), (3, 2, True), (1, 1, False), (1, 2, True)]
 )
 def test_signal_convolutions(kernel_size, strides, transpose):
     layer = SignalConv2D(4, kernel_size, strides, transpose)
@@ -84,6 +84,14 @@ def test_signal_convolutions(kernel_size, strides, transpose):
         total = integer_conv(x, k, strides, kernel_size // 2, expected.shape[1:3])
     np.testing.assert_array_equal(result, finish(total, layer.quantized))
     np.testing.assert_allclose(result / exact.GRID, layer(tf.constant(x[None] / exact.GRID, tf.float32))[0], atol=0.01)
+
+
+@pytest.mark.parametrize("what", [{"kernel_size": (3, 5)}, {"data_format": "channels_first"}, {"padding": "valid"}, {"strides": 2}])
+def test_what_has_no_exact_form_says_so(what):
+    layer = Conv2D(**{"filters": 4, "kernel_size": 3, **what})
+    layer.build([None, 8, 8, 8])
+    with pytest.raises(ValueError, match="there is no exact form with"):
+        layer.quantize()
 
 
 def test_plain_convolution_with_tensorflows_padding():

@@ -210,6 +210,50 @@ def test_calls_that_a_layer_was_not_built_for_say_so():
         SignalConv2D(4, 3, activation=tf.nn.relu, data_format="channels_first")
 
 
+@pytest.mark.parametrize("kind", [GoConv2D, GoConv2DTranspose, ModulatedGoConv2D, ModulatedGoConv2DTranspose])
+@pytest.mark.parametrize("activation", ["gdn", tf.keras.layers.PReLU])
+def test_build_makes_all_variables(kind, activation):
+    """In the order and of the shapes that a call makes them, so that `set_weights` can follow."""
+    built, called = kind(6, 5, 2, activation=activation), kind(6, 5, 2, activation=activation)
+    built.build([(None, 8, 6, 3), (None, 4, 3, 2)])
+    x = [tf.random.normal([1, 8, 6, 3]), tf.random.normal([1, 4, 3, 2])]
+    lmbda = (0.02,) if "Modulated" in kind.__name__ else ()
+    called(x, *lmbda)
+    assert [v.shape for v in built.weights] == [v.shape for v in called.weights] and built.count_params() == called.count_params() > 0
+    built.set_weights(called.get_weights())
+    for ours, theirs in zip(built(x, *lmbda), called(x, *lmbda)):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+def test_other_channels_than_a_layer_was_built_for():
+    """TensorFlow's convolutions take multiples of a kernel's channels for groups."""
+    x = np.ones((1, 8, 8, 2), np.float32)
+    for layer in (GoConv2D(4, 3), GoConv2DTranspose(4, 3), SignalConv2D(4, 3), GDN(), GDN(inverse=True)):
+        layer(x)
+        with pytest.raises(ValueError, match="axis -1"):
+            layer(np.concatenate([x, x], axis=-1))
+
+
+def test_weights_are_not_loaded_into_layers_without_variables(tmp_path):
+    class Model(tf.keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second = GoConv2D(4, 3, activation="gdn"), GDN()
+
+        def call(self, x):
+            return self.second(self.first(x).high)
+
+    x, model = tf.random.normal([1, 8, 8, 3]), Model()
+    model(x)
+    model.save_weights(tmp_path / "m.weights.h5")
+    with pytest.raises(ValueError, match=r"call the model once|0 variables"):
+        Model().load_weights(tmp_path / "m.weights.h5")
+    again = Model()
+    again(x)
+    again.load_weights(tmp_path / "m.weights.h5")
+    np.testing.assert_array_equal(again(x), model(x))
+
+
 def test_double_precision():
     x = np.random.default_rng(0).normal(size=(1, 8, 6, 3))
     layer = GoConv2D(4, 3, activation="leaky_relu", dtype="float64")
@@ -228,6 +272,12 @@ def test_double_precision():
     for ours, same_one in zip(made(x), named(x)):
         assert ours.dtype == tf.float64
         np.testing.assert_array_equal(ours, same_one)
+    smooth = GoConv2D(4, 3, activation=tf.keras.layers.ELU, dtype="float64")
+    clone = GoConv2D.from_config(smooth.get_config())
+    for built in (smooth, clone):
+        built(x)
+    clone.set_weights(smooth.get_weights())
+    np.testing.assert_array_equal(smooth(x).high, clone(x).high)
 
 
 @pytest.mark.parametrize("activation", ["gdn", tf.keras.layers.PReLU, lambda: tf.keras.layers.ReLU(6.0), lambda: tf.nn.relu, None])

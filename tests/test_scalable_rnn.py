@@ -182,7 +182,7 @@ def test_presets_build_what_the_paper_says():
         others = (27 * 64 + 64) + (512 * 128 + 128) + (9 * 128 * 128 + 128) + (9 * 32 * 3 + 3)
     assert count + others == 36_056_960 + 21_622_755  # the original's encoder and decoder
     assert presets.ScalableRNNConfig(iterations=2).lambdas == (0.01, 0.02)
-    for odd in (dict(iterations=0), dict(lambdas=(0.1,)), dict(decoder_filters=(6, 8, 8, 8))):
+    for odd in (dict(iterations=0), dict(lambdas=(0.1,)), dict(lambdas=(0.1, 0.2, -0.1, 0.4)), dict(decoder_filters=(6, 8, 8, 8))):
         with pytest.raises(UsageError):
             presets.ScalableRNNConfig(**odd)
     assert paper.adapt(32, lambdas=(0.1, 0.2)).iterations == 2

@@ -285,6 +285,32 @@ def test_damaged_saves_do_not_begin_a_run_anew(unbroken, tmp_path):
     assert training.saved_step(str(tmp_path / "nothing")) == 0
 
 
+def test_damaged_settings_of_a_run(tmp_path):
+    for text in ("", "[]", "{}", '{"ema": "yes"}', '{"ema": 0.5, "settings": 3}'):
+        (tmp_path / "run.json").write_text(text)
+        with pytest.raises(CheckpointError, match=r"run\.json: is damaged"):
+            training.read_run(str(tmp_path / "run.json"))
+
+
+@pytest.mark.parametrize(
+    "change", [{"lr": 0.0}, {"lr": -1.0}, {"batchsize": -1}, {"patchsize": -16}, {"patchsize": 0}, {"seed": 2**32}, {"last_step": -1}]
+)
+def test_options_out_of_range(change):
+    with pytest.raises(UsageError, match=f"--{next(iter(change))}"):
+        options("photos", "run", **change).check()
+
+
+def test_keras_evaluates_and_validates(photos, unbroken):
+    """`evaluate` gives what a step of training does for the same weights and data, and `fit` takes validation data."""
+    model = zoo.load_pretrained(str(unbroken[1]), fold=False)
+    source = data.PatchSource(data.find_pictures([photos]), 64, 2, [0.01, 0.05])
+    model.compile(training.make_optimizer(dataclasses.replace(unbroken[0], lr=1e-9)))
+    batches = source.dataset(0).take(2)
+    measured = model.evaluate(batches, verbose=0, return_dict=True)
+    history = model.fit(batches, validation_data=batches, verbose=0).history
+    assert measured["loss"] == pytest.approx(history["loss"][0], rel=0.02) and measured["loss"] == pytest.approx(history["val_loss"][0], rel=0.02)
+
+
 def test_pictures_too_small_to_validate_with(unbroken, tmp_path):
     Image.fromarray(draw(10, 40)).save(tmp_path / "small.png")
     with pytest.raises(DataError, match="needs 16 pixels a side"):
@@ -504,6 +530,7 @@ for line in sys.argv[1:]:
         (["--train_glob", tmp_path / "none*", "--checkpoint_dir", tmp_path / "a"], "no PNG"),
         (["--train_glob", "x", "--checkpoint_dir", tmp_path / "a", "--lambdas", "0.1,many"], "numbers"),
         (["--train_glob", "x", "--checkpoint_dir", tmp_path / "a", "--patchsize", "100"], "multiple of 16"),
+        (["--train_glob", "x", "--checkpoint_dir", tmp_path / "a", "--lr_drop_factor", "0"], "above 0"),
         (["--train_glob", "x", "--checkpoint_dir", tmp_path / "a", "--patchsize", "160", "--distortion", "mix"], "161"),
     )
     env = {**os.environ, "PYTHONPATH": ROOT}

@@ -186,6 +186,15 @@ def test_start_from_principal_components():
     assert scales[2:6, 4:8].min() > 3 * np.median(scales)
 
 
+def test_a_model_without_tables_says_so():
+    model = zoo.new_model(presets.get_preset("variable_rate", "tiny"))
+    picture = tf.zeros([64, 64, 3], tf.uint8)
+    with pytest.raises(ValueError, match="call build_tables"):
+        model.compress(picture, 0.01)
+    with pytest.raises(ValueError, match="no entropy coder 'zip'"):
+        model.compress(picture, 0.01, "zip")
+
+
 def test_presets_build_what_the_papers_say():
     paper = presets.get_preset("variable_rate", "paper")
     assert (paper.filters, paper.latents, paper.hyper_width, paper.estimation_widths) == (448, 448, 288, (640, 512))
