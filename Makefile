@@ -39,7 +39,7 @@ test: lint docs
 
 results: setup
 	@test -n "$(IMAGES)" || { echo "make results IMAGES=folder: which pictures? (Kodak, for the papers' tables)"; exit 2; }
-	$(BIN)/python experiments/tables/all.py "$(IMAGES)" --output $(or $(OUTPUT),results)
+	$(BIN)/python experiments/tables/all.py "$(IMAGES)" --output "$(or $(OUTPUT),results)"
 
 fuzz: setup
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check atheris==2.3.0

@@ -38,8 +38,8 @@ _coding = threading.Lock()  # a picture at a time in each process: TensorFlow us
 class Task:
     """What is done to every input.
 
-    model: as `zoo.find_model` takes it; None: decompress looks it up. fingerprint: of its weights. inputs: the folder of the inputs, of which
-    those in other folders may have the same names.
+    model: as `zoo.find_model` takes it; None: decompress looks it up. fingerprint: of its weights. input_folder: inputs of other
+    folders may have the same names.
     """
 
     command: str
@@ -52,7 +52,7 @@ class Task:
     entropy_coder: str = "tfc"
     allow_truncated: bool = False
     max_pixels: int = codec.MAX_PIXELS
-    inputs: str = ""
+    input_folder: str = ""
 
     @property
     def point(self) -> Dict[str, Any]:
@@ -61,7 +61,7 @@ class Task:
     @property
     def settings(self) -> Dict[str, Any]:
         """What the outputs depend on."""
-        names = ("command", "inputs", "fingerprint", "lmbda", "target_bpp", "layers", "entropy_coder", "allow_truncated")
+        names = ("command", "input_folder", "fingerprint", "lmbda", "target_bpp", "layers", "entropy_coder")
         return {name: getattr(self, name) for name in names}
 
 
@@ -79,8 +79,9 @@ def make_task(command, output, model=None, **settings) -> Task:
 
 
 def fixed_part(pattern) -> str:
-    """The folder that a pattern with a slash names before its first wildcard, with a slash."""
-    return re.split(r"[*?\[]", pattern)[0].rpartition("/")[0] + "/"
+    """The folder that a pattern names before its first wildcard, with a slash."""
+    folder, slash, _ = re.split(r"[*?\[]", pattern)[0].rpartition("/")
+    return folder + slash or "./"
 
 
 def plan(task, pattern) -> List[Tuple[str, str]]:
@@ -268,8 +269,7 @@ def check_settings(task) -> None:
         write(task, path, [(json.dumps(task.settings, indent=1) + "\n").encode()])
         return
     try:
-        # Earlier versions did not write these.
-        before = {"inputs": task.inputs, "allow_truncated": task.allow_truncated, **json.loads(read(path))}
+        before = {"input_folder": task.input_folder, **json.loads(read(path))}  # earlier versions did not write it
     except (ValueError, TypeError) as error:
         raise UsageError(f"{path}: is not what an earlier run has written ({error}): name another --output") from error
     other = [f"{name} {before.get(name)}, not {value}" for name, value in task.settings.items() if before.get(name) != value]
@@ -310,8 +310,8 @@ def run(task, pattern, options) -> Dict[str, Any]:
     FileSystems.set_options(options)
     try:
         pairs = plan(task, pattern)
-        inputs = fixed_part(pattern if "/" in pattern else "./" + pattern)
-        task = dataclasses.replace(task, inputs=_shown(inputs if "://" in inputs else os.path.abspath(inputs)))
+        folder = fixed_part(pattern)
+        task = dataclasses.replace(task, input_folder=_shown(folder if "://" in folder else os.path.abspath(folder)))
         check_settings(task)
     except ValueError as error:  # Beam's, for schemes it does not know
         raise UsageError(str(error)) from error

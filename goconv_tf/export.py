@@ -130,6 +130,14 @@ def _pad(image, alignment):
     return image
 
 
+def _fits(height, width, alignment, max_pixels):
+    """Whether a picture of these sides, int64, is within the limit, and hardly above it with the sides that it is computed with."""
+    largest = min(max_pixels, 2**31 - 1)  # products of sides that are not within the limit could wrap around
+    fits = (height > 0) & (width > 0) & (height <= largest) & (width <= largest // tf.maximum(height, 1))
+    height, width = (-(-tf.minimum(n, largest) // alignment) * alignment for n in (height, width))
+    return fits & (width <= (largest + largest // 3 + 4096) // tf.maximum(height, 1))
+
+
 def _known_lmbda(code):
     """lambda, float32 [1], as encoder and decoder know it."""
     return tf.reshape(tf.cast(tf.cast(code, tf.float64) / bitstream.LMBDA_SCALE, tf.float32), [1])
@@ -137,8 +145,8 @@ def _known_lmbda(code):
 
 def _compress(model, max_pixels, image, point=None):
     config, shape = model.config, tf.shape(image, tf.int64)
-    pixels = shape[0] * shape[1]
-    image = require((pixels > 0) & (pixels <= max_pixels), f"the picture must have 1 to {max_pixels} pixels", image)
+    fits = _fits(shape[0], shape[1], model.alignment, max_pixels)
+    image = require(fits, f"the picture must have 1 to {max_pixels} pixels, and not be far narrower than {model.alignment}", image)
     code, count = tf.constant(0, tf.int64), tf.constant(len(config.layers))
     if model.has_lambda:
         low, high = (tf.constant(bound, tf.float32) for bound in (config.lmbda_min, config.lmbda_max))
@@ -263,6 +271,8 @@ def _unpack(model, data, max_pixels):
     other_model = f"written by another model than {info.name} (id not {info.model_id:08x})"
     count = require(known | ~ours, f"{_DAMAGED}it has other layers than {info.name} codes", count)
     count = require(known, other_model, count)
+    fits = _fits(height, width, model.alignment, max_pixels)
+    reader.position = require(fits, f"the file claims more pixels than {max_pixels}, or none", reader.position)
     crc, strings, checksums = tf.constant(0, tf.int64), {}, []
     checked = tf.constant(0, tf.int64)
     for k, names in enumerate(layers):
@@ -279,15 +289,11 @@ def _unpack(model, data, max_pixels):
             sound = tf.equal(crc, stored) | ~present
             strings[name] = require(sound, f"{_DAMAGED}the checksum of {name} is wrong", reader.since(checked))
             checked = reader.position = require(sound, f"{_DAMAGED}the checksum of {name} is wrong", reader.position)
-    # Products of sides that are not within the limit could wrap around.
-    largest = min(max_pixels, 2**31 - 1)
-    fits = (height > 0) & (width > 0) & (height <= largest) & (width <= largest // tf.maximum(height, 1))
     problems = (
         (tf.equal(reader.position, tf.size(reader.bytes, tf.int64)), _DAMAGED + "other data follows its end"),
         (tf.equal(coder, 0), "the file was written with another entropy coder, or without exact entropy parameters"),
         (ours, other_model),
         (tf.equal(fingerprint, int(info.fingerprint, 16)), f"written by {info.name} with other weights (fingerprint not {info.fingerprint})"),
-        (fits, f"the file claims more pixels than {max_pixels}, or none"),
         ((code > 0) if model.has_lambda else (code <= 0), _DAMAGED + "lambda is out of range"),
         (code < bitstream.LMBDA_SCALE, _DAMAGED + "lambda is out of range"),
     )

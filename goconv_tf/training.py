@@ -4,7 +4,6 @@ import contextlib
 import dataclasses
 import hashlib
 import json
-import math
 import os
 import pathlib
 import signal
@@ -87,7 +86,7 @@ class Options:
         if self.patchsize < 16 or self.patchsize % 16:
             raise UsageError(f"--patchsize must be a multiple of 16, not {self.patchsize}")
         for name in ("lr", "lr_drop_factor"):
-            if not 0 < getattr(self, name) < math.inf:
+            if not getattr(self, name) > 0:
                 raise UsageError(f"--{name} must be above 0, not {getattr(self, name):g}")
         for name, least in (("batchsize", 1), ("last_step", 0), ("lr_warmup", 0), ("seed", 0)):
             if not least <= getattr(self, name) < 2**32:

@@ -185,7 +185,7 @@ def save_pretrained(model, path: str, name: str, card=None, dtype: str = "float3
         _check_card(card or {})
     except (TypeError, KeyError, AttributeError) as error:
         raise UsageError(f"card cannot be read: {type(error).__name__}: {error}") from error
-    if any(m.table is None for m in model.entropy_models().values()):
+    if not model.has_tables:
         model.build_tables()
     weights = named_weights(model)
     exactly = {key: v.numpy() for key, v in weights.items()}

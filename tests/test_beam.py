@@ -289,10 +289,10 @@ def test_what_cannot_be_run(memory, model, model_dir, tmp_path, monkeypatch, cap
 
     # Pictures of the same name in another folder, which are others.
     memory["mem://in2/a.png"] = png(draw(16, 20))
-    with pytest.raises(UsageError, match="inputs mem://in/, not mem://in2/"):
+    with pytest.raises(UsageError, match="input_folder mem://in/, not mem://in2/"):
         run("compress", "mem://in2/a.png", "mem://out", "--model=tiny-test")
     settings = json.loads(memory["mem://out/_settings.json"])
-    del settings["inputs"], settings["allow_truncated"]  # of an earlier version
+    del settings["input_folder"]  # of an earlier version
     memory["mem://out/_settings.json"] = json.dumps(settings).encode()
     assert run("compress", "mem://in/a.png", "mem://out", "--model=tiny-test") == 3
 

@@ -210,8 +210,18 @@ def test_calls_that_a_layer_was_not_built_for_say_so():
         SignalConv2D(4, 3, activation=tf.nn.relu, data_format="channels_first")
 
 
+class Careless(tf.keras.layers.Layer):
+    """Its build does not call super's, as in Keras' own examples."""
+
+    def build(self, input_shape):
+        self.gain = self.add_weight("gain", [input_shape[-1]], initializer="random_normal")
+
+    def call(self, x):
+        return x * self.gain
+
+
 @pytest.mark.parametrize("kind", [GoConv2D, GoConv2DTranspose, ModulatedGoConv2D, ModulatedGoConv2DTranspose])
-@pytest.mark.parametrize("activation", ["gdn", tf.keras.layers.PReLU])
+@pytest.mark.parametrize("activation", ["gdn", tf.keras.layers.PReLU, Careless])
 def test_build_makes_all_variables(kind, activation):
     """In the order and of the shapes that a call makes them, so that `set_weights` can follow."""
     built, called = kind(6, 5, 2, activation=activation), kind(6, 5, 2, activation=activation)
@@ -238,7 +248,7 @@ def test_weights_are_not_loaded_into_layers_without_variables(tmp_path):
     class Model(tf.keras.Model):
         def __init__(self):
             super().__init__()
-            self.first, self.second = GoConv2D(4, 3, activation="gdn"), GDN()
+            self.first, self.second, self.unused = GoConv2D(4, 3, activation="gdn"), GDN(), GoConv2D(4, 3)
 
         def call(self, x):
             return self.second(self.first(x).high)

@@ -19,6 +19,7 @@ from test_commands import one_line
 
 from goconv_tf import data, files, metrics, presets, training, zoo
 from goconv_tf.errors import CheckpointError, DataError, GoConvError, UsageError
+from goconv_tf.models import widen
 
 
 @pytest.fixture(scope="module")
@@ -301,14 +302,17 @@ def test_options_out_of_range(change):
 
 
 def test_keras_evaluates_and_validates(photos, unbroken):
-    """`evaluate` gives what a step of training does for the same weights and data, and `fit` takes validation data."""
+    """`evaluate` gives the mean over batches of what a step of training gives, and `fit` takes validation data."""
     model = zoo.load_pretrained(str(unbroken[1]), fold=False)
     source = data.PatchSource(data.find_pictures([photos]), 64, 2, [0.01, 0.05])
     model.compile(training.make_optimizer(dataclasses.replace(unbroken[0], lr=1e-9)))
-    batches = source.dataset(0).take(2)
-    measured = model.evaluate(batches, verbose=0, return_dict=True)
-    history = model.fit(batches, validation_data=batches, verbose=0).history
-    assert measured["loss"] == pytest.approx(history["loss"][0], rel=0.02) and measured["loss"] == pytest.approx(history["val_loss"][0], rel=0.02)
+    batches = source.dataset(0).take(3)
+    both, *each = (model.evaluate(part, verbose=0, return_dict=True) for part in (batches, *(batches.skip(k).take(1) for k in range(3))))
+    for name, value in both.items():
+        assert value == pytest.approx(np.mean([one[name] for one in each]), rel=1e-5)
+    assert len({one["loss"] for one in each}) == 3
+    history = model.fit(batches.take(1), validation_data=batches, verbose=0).history
+    assert history["loss"][0] == pytest.approx(each[0]["loss"], rel=1e-4) and history["val_loss"][0] == pytest.approx(both["loss"], rel=1e-2)
 
 
 def test_pictures_too_small_to_validate_with(unbroken, tmp_path):
@@ -402,6 +406,17 @@ def test_a_wider_model_codes_what_the_narrow_one_leaves_out(photos, tmp_path, mo
         incoming = np.abs(layer.high.kernel).max(axis=(0, 1, 2))[filters:]
         outgoing = np.abs(after.high.kernel).max(axis=(0, 1, 3))[filters:]
         assert np.all(incoming + outgoing > 0)
+
+
+def test_a_model_of_many_more_channels_than_components_keeps_the_old_latents():
+    """200 filters more, half of them high: the second stride has 48 components for them, the third four times as many."""
+    config = presets.get_preset("variable_rate", "tiny")
+    narrow, wide = zoo.new_model(config), zoo.new_model(config.adapt(208, 240))
+    x, lmbda = np.stack([draw(128, 128, k) for k in range(16)]), tf.constant([0.05])
+    widen.widen(wide, narrow, x)
+    for theirs, ours in zip(narrow.transform(x[:1], lmbda), wide.transform(x[:1], lmbda)):
+        np.testing.assert_allclose(ours[..., : theirs.shape[-1]], theirs, atol=1e-3)
+        assert np.isfinite(ours).all()
 
 
 def test_principal_components_are_where_a_run_starts(photos, tmp_path, monkeypatch):

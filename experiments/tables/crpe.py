@@ -26,7 +26,7 @@ SWITCHES = ("second_hyper", "crpe_z", "crpe_y", "separate_fusion", "if_weight")
 
 def setting(config):
     """What a curve's models have in common: all but lambda."""
-    return dataclasses.replace(config, lmbda=0.0)
+    return dataclasses.replace(config, lmbda=1.0)
 
 
 def changes(config, full):

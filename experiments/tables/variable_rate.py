@@ -8,6 +8,7 @@ named like jpegai09.png. Seconds are of one coding at the lambda found. Fig. 3 i
 """
 
 import argparse
+import math
 import os
 import time
 
@@ -29,18 +30,20 @@ def reach(models, picture, target):
         except RateError as error:
             refusals.append(str(error))
             continue
+        codec.decompress(model, result.data)  # what TensorFlow compiles for the first picture is not its time
         begin = time.time()
         data = codec.compress(model, picture, lmbda=result.lmbda).data
         middle = time.time()
         decoded = codec.decompress(model, data)
         row = {"model": model.info.name, "lmbda": result.lmbda, "bpp": result.bpp, "deviation": result.bpp / target - 1, "codings": result.codings}
-        row.update(metrics.quality(picture, decoded), encoding_time=middle - begin, decoding_time=time.time() - middle)
+        row.update(encoding_time=middle - begin, decoding_time=time.time() - middle)
+        row.update({name: value if math.isfinite(value) else None for name, value in metrics.quality(picture, decoded).items()})
         return row
     return "; ".join(refusals)
 
 
 def cells(row, spec):
-    return None if row is None or row != row else format(row, spec)
+    return None if row is None else format(row, spec)
 
 
 def picture_table(name, targets, rows, paper):
@@ -54,9 +57,9 @@ def picture_table(name, targets, rows, paper):
             line = [target, row] + [None] * 6
         else:
             similarity = row["ms-ssim-y"]
-            decibels = metrics.decibels(similarity) if similarity == similarity else None
+            decibels = None if similarity is None else metrics.decibels(similarity)
             line = [target, f"{row['bpp']:.4f}", f"{100 * row['deviation']:+.2f} %", row["model"], f"{row['lmbda']:.5g}", row["codings"]]
-            line += [f"{row['psnr-yuv']:.2f}", cells(decibels, ".2f")]
+            line += [cells(row["psnr-yuv"], ".2f"), cells(decibels, ".2f")]
         if paper:
             line += [cells(paper["reached_bpp"][k], ".4f"), cells(paper["yuv_psnr"][k], ".2f"), cells(paper["y_ms_ssim_db"][k], ".2f")]
         lines.append(line)

@@ -170,31 +170,16 @@ class SignalConv2D(_OwnVariables, tfc.SignalConv2D):
         return outputs if factors is None or fold else outputs * tf.cast(factors, outputs.dtype)
 
     def _convolve(self, inputs, kernel):
-        # The numbers of tfc's own call, from operations whose gradients are faster on CPUs: there,
-        # a padded "VALID" convolution beats explicit padding, and tf.slice a strided slice.
-        size, stride = self.kernel_support[0], self._strides
-        before, after = size // 2, (size - 1) // 2
+        # The numbers of tfc's own call, from operations whose gradients are faster on CPUs.
+        before, stride = self.kernel_support[0] // 2, self._strides
         if self._transpose and stride > 1 and self.filters < 8:
             # Transposed convolutions to few channels leave most of a processor idle: one channel more for each phase.
             kernel, before, after = _phases(kernel, before, stride)
             outputs = tf.nn.conv2d(tf.pad(inputs, [[0, 0], [before, after], [before, after], [0, 0]]), kernel, 1, "VALID")
             return tf.nn.depth_to_space(outputs, stride)
-        if self._transpose and stride > 1:
-            shape = tf.shape(inputs)
-            inside = shape[1:3] * stride
-            length = inside + (before + max(size - stride - before, 0))
-            kernel = tf.transpose(kernel, [0, 1, 3, 2])
-            outputs = tf.nn.conv2d_transpose(inputs, kernel, [shape[0], length[0], length[1], self.filters], stride, "VALID")
-            if size > 1:
-                outputs = tf.slice(outputs, [0, before, before, 0], [shape[0], inside[0], inside[1], self.filters])
-            outputs.set_shape(self.compute_output_shape(inputs.shape))
-            return outputs
-        if self._transpose:
-            kernel = kernel[::-1, ::-1]
-            before, after = after, before
-        if size > 1:
-            inputs = tf.pad(inputs, [[0, 0], [before, after], [before, after], [0, 0]])
-        return tf.nn.conv2d(inputs, kernel, stride, "VALID")
+        outputs = exact.same(inputs, kernel, before, stride, self._transpose)
+        outputs.set_shape(self.compute_output_shape(inputs.shape))
+        return outputs
 
     def quantize(self):
         """The present weights as integers, for `exact`."""

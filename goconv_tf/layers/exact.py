@@ -178,21 +178,30 @@ def convolve(x, quantized: Quantized, before: int, strides: int = 1, transpose: 
         if quantized.convolution is None:
             quantized.convolution = _numpy_convolution(quantized, before, strides, transpose, leaky)
         return quantized.convolution(x)
-    size, channels = quantized.kernel.shape[0], quantized.kernel.shape[-1]
-    kernel = quantized.kernel.astype(np.float64)
+    total = same(x, quantized.kernel.astype(np.float64), before, strides, transpose)
+    result = rescale(total + quantized.bias.astype(np.float64), quantized.shift)
+    return leaky_relu(result) if leaky else result
+
+
+def same(x, kernel, before, strides, transpose):
+    """The sums of `convolve`, of tensors and any kernel [k, k, in, out], without what makes them integers.
+
+    On CPUs a padded "VALID" convolution's gradient is faster than that of explicit padding, and tf.slice's than a strided slice's.
+    """
+    size, channels = kernel.shape[0], kernel.shape[-1]
     if transpose and strides > 1:
         shape = tf.shape(x)
         inside = shape[1:3] * strides
         length = inside + (before + max(size - strides - before, 0))
-        total = tf.nn.conv2d_transpose(x, kernel.transpose(0, 1, 3, 2), [shape[0], length[0], length[1], channels], strides, "VALID")
-        total = total[:, before : before + inside[0], before : before + inside[1]]
-    else:
-        if transpose:
-            kernel, before = kernel[::-1, ::-1], size - 1 - before
+        kernel = tf.transpose(kernel, [0, 1, 3, 2])
+        total = tf.nn.conv2d_transpose(x, kernel, [shape[0], length[0], length[1], channels], strides, "VALID")
+        return tf.slice(total, [0, before, before, 0], [shape[0], inside[0], inside[1], channels]) if size > 1 else total
+    if transpose:
+        kernel, before = kernel[::-1, ::-1], size - 1 - before
+    if size > 1:
         after = size - 1 - before
-        total = tf.nn.conv2d(tf.pad(x, [[0, 0], [before, after], [before, after], [0, 0]]), kernel, strides, "VALID")
-    result = rescale(total + quantized.bias.astype(np.float64), quantized.shift)
-    return leaky_relu(result) if leaky else result
+        x = tf.pad(x, [[0, 0], [before, after], [before, after], [0, 0]])
+    return tf.nn.conv2d(x, kernel, strides, "VALID")
 
 
 def upsampling_phases(size, before, strides):

@@ -188,11 +188,13 @@ class _GoConv(tf.keras.layers.Layer):
         with tf.name_scope(conv.name):
             conv.build(shape)
         if isinstance(activation, tf.keras.layers.Layer):
+            shape = conv.compute_output_shape(shape)
             with tf.name_scope(activation.name):
-                activation.build(conv.compute_output_shape(shape))
+                activation.build(shape)
+            tf.keras.layers.Layer.build(activation, shape)  # which its own need not have called
 
     def load_own_variables(self, store):
-        if not self.built:  # there would be nothing to load into
+        if not self.built and len(getattr(store, "parent", ())) > 1:  # parts of it were saved, and there are none to load into
             raise ValueError(f"{self.name} has not been built: call the model once before its weights are loaded")
         super().load_own_variables(store)
 

@@ -195,11 +195,31 @@ class Codec(tf.keras.Model):
         return metrics
 
     def test_step(self, data):
-        """A step of `evaluate`, on data as `train_step` has it: with noise, as in training. {name: scalar}, this replica's part of the mean."""
+        """A step of `evaluate`, on data as `train_step` has it: with noise, as in training. {name: scalar}, this replica's part of them."""
         x, lmbda, seeds, steps = data
         loss, metrics = self.loss_fn(x, lmbda, seeds, steps[0])
         replicas = tf.distribute.get_strategy().num_replicas_in_sync
         return {name: value / replicas for name, value in {"loss": loss, **metrics}.items()}
+
+    def reset_metrics(self):
+        """Keras calls this before `evaluate`'s first batch."""
+        super().reset_metrics()
+        self.__dict__.update(_tested=0, _sums={})  # not as attributes, which Keras would track
+
+    def make_test_function(self, force=False):
+        """Keras' step of `evaluate`, giving means over all batches so far: there, the model's Keras metrics would do this."""
+        step = super().make_test_function(force)
+        if hasattr(step, "averaged"):
+            return step
+
+        def averaged(iterator):
+            self._tested += 1
+            self.__dict__["_sums"] = {name: self._sums.get(name, 0.0) + value for name, value in step(iterator).items()}
+            return {name: total / self._tested for name, total in self._sums.items()}
+
+        averaged.averaged = True
+        self.test_function = averaged
+        return averaged
 
     # Estimation and coding.
 
@@ -237,9 +257,10 @@ class Codec(tf.keras.Model):
         if self.has_exact:
             self.build_exact()
 
-    def _check_tables(self):
-        if any(model.table is None for model in self.entropy_models().values()):
-            raise ValueError("the model has no coding tables: call build_tables() first")
+    @property
+    def has_tables(self) -> bool:
+        """Whether all coding tables are there."""
+        return all(model.table is not None for model in self.entropy_models().values())
 
     def exact_layers(self):
         """{path: layer} of all that is computed with integers when coding."""
@@ -280,7 +301,7 @@ class Codec(tf.keras.Model):
         self.__dict__.pop("_stages", None)
 
     def estimate(self, x, lmbda, exact=None):
-        """Estimate for pictures uint8 [batch, h, w, 3] (sides multiples of `alignment`), lmbda [batch]; exact and tables as in `compress`."""
+        """Estimate for pictures uint8 [batch, h, w, 3] (sides multiples of `alignment`), lmbda [batch]; exact as in `compress`."""
         decoded, rates = self._rounded(x, lmbda, exact)
         pictures = self.pictures(decoded, lmbda)
         return Estimate(pictures[-1], rates, tuple(pictures))
@@ -291,7 +312,6 @@ class Codec(tf.keras.Model):
 
     def _rounded(self, x, lmbda, exact):
         """(what `walk` gives for rounded latents, {latent: bits [batch]})."""
-        self._check_tables()
         walker = self._made_exact(entropy.RoundingWalker(self.analysis(x, lmbda)), exact)
         decoded = self.walk(walker)
         return decoded, {name: walker.bits(name) for name in self.latent_names}
@@ -316,7 +336,8 @@ class Codec(tf.keras.Model):
         """
         if coder not in entropy.CODERS:
             raise ValueError(f"there is no entropy coder {coder!r}: there are {', '.join(entropy.CODERS)}")
-        self._check_tables()
+        if not self.has_tables:
+            raise ValueError("the model has no coding tables: call build_tables() first")
         lmbda = tf.constant([lmbda], tf.float32)
         with tiles.tiled(tile):
             latents = self.analysis(x[None], lmbda)

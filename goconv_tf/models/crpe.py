@@ -6,7 +6,7 @@ from goconv_tf.entropy import FactorizedPrior, GaussianConditional
 from goconv_tf.layers import GDN, GoConv2D, GoConv2DTranspose, OctaveTensor, SignalConv2D, exact
 from goconv_tf.layers.octave import crop, crop_like, split_filters
 from goconv_tf.models.base import Codec, stage
-from goconv_tf.models.octave import chain, copy_convolution, estimate, halves, latent_sizes, set_kernel
+from goconv_tf.models.octave import chain, copy_convolution, estimate, estimation, halves, latent_sizes, set_kernel
 from goconv_tf.models.tiles import CELL, Extent
 from goconv_tf.presets import CRPEConfig
 
@@ -56,7 +56,7 @@ class CRPE(Codec):
             GoConv2DTranspose(c.hyper_width, 5, 2, **plain_leaky),
             GoConv2DTranspose(2 * m, 3, **plain),
         ]
-        self.f_y = self._estimation(self.y_high_channels)
+        self.f_y = estimation(c.estimation_widths, self.y_high_channels)
         if c.crpe_y:
             self.f_y_up = SignalConv2D(self.y_high_channels, 5, 2, transpose=True)
         if c.second_hyper:
@@ -66,7 +66,7 @@ class CRPE(Codec):
                 GoConv2DTranspose(c.hyper_width, 3, **plain_leaky),
                 GoConv2DTranspose(2 * n, 3, **plain),
             ]
-            self.f_z = self._estimation(self.z_high_channels)
+            self.f_z = estimation(c.estimation_widths, self.z_high_channels)
             if c.crpe_z:
                 self.f_z_up = SignalConv2D(self.z_high_channels, 5, 2, transpose=True)
             self.up4_mean, self.up4_scale, self.up4_high = ([_up(n // 2), GDN(), _up(n // 2), GDN()] for _ in range(3))
@@ -78,10 +78,6 @@ class CRPE(Codec):
             self.if_y, self.if_z = (SignalConv2D(channels, 5, 2, transpose=True) for channels in (self.y_high_channels, self.z_high_channels))
         self.prior_low, self.prior_high = FactorizedPrior(self.z_low_channels), FactorizedPrior(self.z_high_channels)
         self.conditional = GaussianConditional()
-
-    def _estimation(self, channels):
-        widths = self.config.estimation_widths
-        return [SignalConv2D(widths[0], 1), SignalConv2D(widths[1], 1), SignalConv2D(2 * channels, 1, use_bias=False)]
 
     def analysis(self, x, lmbda):
         y = self.transform(x, lmbda)

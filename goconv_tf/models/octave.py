@@ -2,7 +2,7 @@
 
 import tensorflow as tf
 
-from goconv_tf.layers import RDFTKernel, exact
+from goconv_tf.layers import RDFTKernel, SignalConv2D, exact
 
 
 def half(n):
@@ -16,8 +16,13 @@ def halves(parameters):
     return exact.split(parameters, 2 * [parameters.shape[-1] // 2])
 
 
+def estimation(widths, channels):
+    """The three 1x1 convolutions of the parameter estimation of a latent of so many channels: means, then scales."""
+    return [SignalConv2D(widths[0], 1), SignalConv2D(widths[1], 1), SignalConv2D(2 * channels, 1, use_bias=False)]
+
+
 def estimate(layers, inputs):
-    """The three 1x1 convolutions of a parameter estimation, LeakyReLU between them."""
+    """What an `estimation` gives, LeakyReLU between its layers."""
     p = exact.concat(inputs)
     if exact.is_exact(p):
         for layer in layers[:-1]:

@@ -6,7 +6,7 @@ from goconv_tf.entropy import FactorizedPrior, GaussianConditional
 from goconv_tf.layers import GoConv2D, GoConv2DTranspose, ModulatedGoConv2D, ModulatedGoConv2DTranspose, OctaveTensor, SignalConv2D, exact
 from goconv_tf.layers.octave import crop, crop_like, split_filters
 from goconv_tf.models.base import Codec, stage
-from goconv_tf.models.octave import chain, estimate, halves, latent_sizes
+from goconv_tf.models.octave import chain, estimate, estimation, halves, latent_sizes
 from goconv_tf.models.tiles import CELL, Extent
 from goconv_tf.presets import VariableRateConfig
 
@@ -50,11 +50,7 @@ class VariableRate(Codec):
             GoConv2DTranspose(2 * m, 3, 1, alpha, kernel_parameter="variable"),
         ]
         self.f_up = SignalConv2D(self.y_high_channels, 5, 2, transpose=True)
-        self.f_pe = [
-            SignalConv2D(c.estimation_widths[0], 1),
-            SignalConv2D(c.estimation_widths[1], 1),
-            SignalConv2D(2 * self.y_high_channels, 1, use_bias=False),
-        ]
+        self.f_pe = estimation(c.estimation_widths, self.y_high_channels)
         self.prior_z_low = FactorizedPrior(self.z_low_channels)
         self.prior_z_high = FactorizedPrior(self.z_high_channels)
         self.conditional = GaussianConditional()

@@ -209,7 +209,7 @@ def _add_components(model, narrow, pictures):
     _add(g_s[3].high, first / INSIDE, one, rgb, transposed=True)
     for k, path, there, back, inputs, outputs in (
         (1, "high", second, second, one, two),
-        (2, "high", third[..., :high], third_back[..., :high], two, three),
+        (2, "high", third[..., :cut], third_back[..., :cut], two, three),
         (3, "high", fourth, fourth, three, four),
         (2, "low", third_low, third_low, down, three_low),
         (3, "low", fourth_low, fourth_low, three_low, four_low),
@@ -217,8 +217,8 @@ def _add_components(model, narrow, pictures):
         _add(getattr(g_a[k], path), there, inputs, outputs)
         _add(getattr(g_s[3 - k], path), back, outputs, inputs, transposed=True)
     # As in the start from nothing, the third stride's weaker components leave by the low frequency.
-    _add(g_a[1].down, third[..., high:], two, down)
-    _add(g_s[1].up, third_back[..., high:], down, two, transposed=True)
+    _add(g_a[1].down, third[..., cut:], two, down)
+    _add(g_s[1].up, third_back[..., cut:], down, two, transposed=True)
     for net, target, channels in (
         (g_a[3].high_scaling, gain, y_high),
         (g_a[3].low_scaling, gain, y_low),
