@@ -61,15 +61,14 @@ def medians(answers):
 
 
 def peer(args):
-    """Encode and decode beside CompressAI's mbt2018_mean of the same N, untrained, by turns."""
+    """Encode and decode beside CompressAI's mbt2018_mean of the same N and M, untrained, by turns."""
     rows, versions = [], {}
     for filters, quality in ((192, 5), (128, 3)):
         workers = {"CompressAI mbt2018_mean": Worker(args.peer_python, "compressai_worker.py"), "VariableRate": ours(), "CRPE": ours()}
-        info = {
-            "CompressAI mbt2018_mean": workers["CompressAI mbt2018_mean"](model="mbt2018_mean", quality=quality),
-            "VariableRate": workers["VariableRate"](model="variable_rate", preset="base", filters=filters, latents=192),
-            "CRPE": workers["CRPE"](model="crpe", preset="base", filters=filters, latents=192),
-        }
+        info = {"CompressAI mbt2018_mean": workers["CompressAI mbt2018_mean"](model="mbt2018_mean", quality=quality)}
+        widths = {name: info["CompressAI mbt2018_mean"][name] for name in ("filters", "latents")}
+        for name, model in (("VariableRate", "variable_rate"), ("CRPE", "crpe")):
+            info[name] = workers[name](model=model, preset="base", **widths)
         answers = {name: [] for name in workers}
         for image in [args.pictures[0], *args.pictures[: args.count]]:
             for name, worker in workers.items():
@@ -78,7 +77,7 @@ def peer(args):
             worker.__exit__()
             versions.update(info[name]["versions"])
             macs = info[name]["macs"]
-            row = {"codec": name, "N": filters, "gmac": (macs if isinstance(macs, int) else sum(macs.values())) / 1e9}
+            row = {"codec": name, "N": filters, "M": widths["latents"], "gmac": (macs if isinstance(macs, int) else sum(macs.values())) / 1e9}
             rows.append({**row, "parameters": info[name]["parameters"], **medians(answers[name][1:])})
         for row in rows[-3:]:
             row["ratio"] = row["both"] / rows[-3]["both"]
@@ -262,7 +261,7 @@ def table(results):
     for name, data in results.items():
         parts += [f"\n## {name}\n\n{SECTIONS[name].__doc__}\n\n`{data['command']}` on {data['machine']}, {data['when']}.\n\n"]
         if name == "peer":
-            titles = ["codec", "N", "GMAC", "encode s", "decode s", "entropy coding s", "both, ratio to CompressAI", "peak MiB"]
+            titles = ["codec", "N", "M", "GMAC", "encode s", "decode s", "entropy coding s", "both, ratio to CompressAI", "peak MiB"]
             parts.append(
                 markdown(
                     titles,
@@ -270,6 +269,7 @@ def table(results):
                         [
                             r["codec"],
                             r["N"],
+                            r["M"],
                             number(r["gmac"], 1),
                             number(r["encode seconds"], 3),
                             number(r["decode seconds"], 3),
