@@ -269,7 +269,7 @@ def table(results):
                         [
                             r["codec"],
                             r["N"],
-                            r["M"],
+                            r.get("M"),
                             number(r["gmac"], 1),
                             number(r["encode seconds"], 3),
                             number(r["decode seconds"], 3),
@@ -395,8 +395,9 @@ def main():
         if os.path.exists(path):
             with open(path, encoding="utf-8") as f:
                 results[name] = json.load(f)
+    text = table(results)
     with open(os.path.join(args.output, "README.md"), "w", encoding="utf-8") as f:
-        f.write(table(results))
+        f.write(text)
 
 
 if __name__ == "__main__":

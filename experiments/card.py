@@ -119,6 +119,8 @@ def main():
     config["card"].setdefault("license", args.license)
     for key in ("notes", "data"):
         config["card"][key] = getattr(args, key) or config["card"].get(key, "")
+    if not config["card"]["data"]:
+        raise UsageError(f"{info.path}: its card does not say what it was trained on: give --data")
     plots.rate_distortion(os.path.join(info.path, "curve.png"), [own, *others], max_bpp=1.5 * max(row["bpp"] for row in rows))
     training = config["card"].get("training", {})
     size = os.path.getsize(os.path.join(info.path, zoo.WEIGHTS_FILE))
@@ -188,7 +190,8 @@ def overview(results):
         curve = curves.setdefault(name, {"name": name, "results": {}})
         for key in ("psnr-rgb", "ms-ssim-rgb"):
             curve["results"].setdefault(key, []).extend((row["bpp"], row[key]) for row in info.card.get("kodak", []))
-    others = [evaluation.read_results(os.path.join(results, f"{name}.json")) for name in ("jpeg", "jpeg2000", "avif")]
+    paths = [os.path.join(results, f"{name}.json") for name in ("jpeg", "jpeg2000", "avif")]
+    others = [evaluation.read_results(path) for path in paths if os.path.exists(path)]
     others.append(published.curve("kodak", "bpg444"))
     plots.rate_distortion(os.path.join(ROOT, "docs", "kodak.png"), [*curves.values(), *others])
 

@@ -311,6 +311,10 @@ def test_keras_evaluates_and_validates(photos, unbroken):
     for name, value in both.items():
         assert value == pytest.approx(np.mean([one[name] for one in each]), rel=1e-5)
     assert len({one["loss"] for one in each}) == 3
+    model.compile(model.optimizer, steps_per_execution=2)
+    with pytest.raises(ValueError, match="steps_per_execution"):
+        model.evaluate(batches, verbose=0)
+    model.compile(model.optimizer)
     history = model.fit(batches.take(1), validation_data=batches, verbose=0).history
     assert history["loss"][0] == pytest.approx(each[0]["loss"], rel=1e-4) and history["val_loss"][0] == pytest.approx(both["loss"], rel=1e-2)
 

@@ -208,6 +208,8 @@ class Codec(tf.keras.Model):
 
     def make_test_function(self, force=False):
         """Keras' step of `evaluate`, giving means over all batches so far: there, the model's Keras metrics would do this."""
+        if self._steps_per_execution is not None and int(self._steps_per_execution) > 1:
+            raise ValueError("evaluate needs steps_per_execution=1: of several steps Keras gives the last one's")
         step = super().make_test_function(force)
         if hasattr(step, "averaged"):
             return step
