@@ -1,5 +1,6 @@
 """What no benchmark of photographs shows of the shipped models."""
 
+import importlib.util
 import json
 import math
 import os
@@ -48,6 +49,14 @@ def test_odd_sizes_cost_nothing(folder):
     assert abs(rates[0] * whole.size - floating) <= 0.002 * floating + 4  # on Kodak 0.0005, as measured below
     lmbda = math.sqrt(model.config.lmbda_min * model.config.lmbda_max) if model.has_lambda else None
     assert sum(codec.estimate(model, picture, lmbda).values()) == pytest.approx(8 * bitstream.unpack(data, 10**6).payload, rel=0.03)
+
+
+def test_the_table_of_models_is_of_these():
+    spec = importlib.util.spec_from_file_location("card", os.path.join(ROOT, "experiments", "card.py"))
+    card = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(card)
+    with open(os.path.join(ROOT, "checkpoints", "README.md"), encoding="utf-8") as f:
+        assert card.models_table() + "\n\n" in f.read()
 
 
 def test_what_exact_parameters_cost_is_measured():
