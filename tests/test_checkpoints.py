@@ -1,13 +1,12 @@
 """What no benchmark of photographs shows of the shipped models."""
 
-import importlib.util
 import json
 import math
 import os
 
 import numpy as np
 import pytest
-from conftest import CHECKPOINTS, ROOT, draw
+from conftest import CHECKPOINTS, ROOT, draw, load_script
 
 import goconv_tf
 from goconv_tf import bitstream, codec, zoo
@@ -52,9 +51,7 @@ def test_odd_sizes_cost_nothing(folder):
 
 
 def test_the_table_of_models_is_of_these():
-    spec = importlib.util.spec_from_file_location("card", os.path.join(ROOT, "experiments", "card.py"))
-    card = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(card)
+    card = load_script(os.path.join(ROOT, "experiments", "card.py"))
     with open(os.path.join(ROOT, "checkpoints", "README.md"), encoding="utf-8") as f:
         assert card.models_table() + "\n\n" in f.read()
 
