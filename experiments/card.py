@@ -9,6 +9,7 @@ Rates count every byte of real files, which were decoded again.
 """
 
 import argparse
+import dataclasses
 import json
 import os
 import re
@@ -27,6 +28,9 @@ COSTS = os.path.join(ROOT, "benchmarks", "results", "checkpoints.json")
 CHECKPOINTS = os.path.join(ROOT, "checkpoints")
 COLUMNS = (("bpp", "bpp", ".4f"), ("PSNR RGB, dB", "psnr-rgb", ".3f"), ("PSNR YUV, dB", "psnr-yuv", ".3f"), ("MS-SSIM RGB", "ms-ssim-rgb", ".5f"))
 COLUMNS += (("encoding, s", "encoding_time", ".2f"), ("decoding, s", "decoding_time", ".2f"))
+# Of a run's settings, those that its command has also where they are the default, and those that it never has.
+SAID = ("model", "preset", "lambdas", "patchsize", "batchsize", "optimizer", "lr", "ema", "last_step", "seed")
+UNSAID = ("steps", "minutes", "save_steps", "val_minutes", "cache_mb", "strategy", "cluster", "port", "tensorboard")
 KEPT = ("lmbda", "layers", "bpp", "psnr-rgb", "psnr-yuv", "ms-ssim-rgb", "ms-ssim-y", "bpp-estimated", "encoding_time", "decoding_time")
 
 
@@ -85,6 +89,26 @@ By turns in one run, on {row["machine"]}, {row["when"]} (`{data["command"]}`); J
 """
 
 
+def train_command(settings):
+    """The command of a run, from its `training.Options` as a card keeps them; pictures and folders are left to the reader."""
+    from goconv_tf.training import Options
+
+    defaults = {field.name: field.default for field in dataclasses.fields(Options)}
+    parts = ["python -m goconv_tf.train"]
+    for name, value in settings.items():
+        value = tuple(value) if isinstance(value, list) else value
+        if name in UNSAID or (name not in SAID and value in (defaults[name], None)):
+            continue
+        if name == "settings":
+            parts += [f"--set {setting}" for setting in value]
+        elif isinstance(value, bool):
+            parts.append(f"--{name}" if value else f"--no{name}")
+        else:
+            values = value if isinstance(value, tuple) else (value,)
+            parts.append(f"--{name} " + ",".join(f"{v:g}" if isinstance(v, float) else str(v) for v in values))
+    return " ".join([*parts, "--train_glob TRAIN --val_glob VAL --checkpoint_dir RUN"])
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("model", help="Model folder.")
@@ -137,7 +161,9 @@ def main():
 
 {config["card"]["data"]}
 
-Its last run: {training.get("steps", "?")} steps, settings {json.dumps(training)}
+Its last run, of {training.get("steps", "?")} steps:
+
+    {train_command(training)}
 
 ## {own["meta"]["pictures"]} pictures of `{own["meta"]["dataset"]}`
 

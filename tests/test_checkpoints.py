@@ -3,6 +3,8 @@
 import json
 import math
 import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -48,6 +50,37 @@ def test_odd_sizes_cost_nothing(folder):
     assert abs(rates[0] * whole.size - floating) <= 0.002 * floating + 4  # on Kodak 0.0005, as measured below
     lmbda = math.sqrt(model.config.lmbda_min * model.config.lmbda_max) if model.has_lambda else None
     assert sum(codec.estimate(model, picture, lmbda).values()) == pytest.approx(8 * bitstream.unpack(data, 10**6).payload, rel=0.03)
+
+
+def test_cards_say_how_to_train_on():
+    """Each card's command is one that the training command takes, for the settings that it is of."""
+    card = load_script(os.path.join(ROOT, "experiments", "card.py"))
+    commands, wanted = [], []
+    for folder in CHECKPOINTS:
+        info = zoo.read_info(folder)
+        commands.append(card.train_command(info.card["training"]))
+        wanted.append({name: value for name, value in info.card["training"].items() if name not in card.UNSAID})
+        with open(os.path.join(folder, "README.md"), encoding="utf-8") as f:
+            assert f"\n    {commands[-1]}\n" in f.read()
+        assert info.card["training"]["init"] == "pca" or info.card["training"]["warm_start"]
+    code = """
+import dataclasses, json, sys
+from absl import flags
+from goconv_tf import train
+found = []
+for line in sys.argv[1:]:
+    flags.FLAGS.unparse_flags()
+    for flag in flags.FLAGS.flags_by_module_dict()["goconv_tf.train"]:
+        flag.unparse()
+    flags.FLAGS(line.split()[2:])
+    found.append(dataclasses.asdict(train._options()))
+print(json.dumps(found))
+"""
+    env = {**os.environ, "PYTHONPATH": ROOT}
+    done = subprocess.run([sys.executable, "-c", code, *commands], env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    for settings, found in zip(wanted, json.loads(done.stdout)):
+        assert {name: found[name] for name in settings} == settings
 
 
 def test_the_table_of_models_is_of_these():
