@@ -63,7 +63,7 @@ def medians(answers):
 def peer(args):
     """Encode and decode beside CompressAI's mbt2018_mean of the same N and M, untrained, by turns."""
     rows, versions = [], {}
-    for filters, quality in ((192, 5), (128, 3)):
+    for quality in (5, 3):
         workers = {"CompressAI mbt2018_mean": Worker(args.peer_python, "compressai_worker.py"), "VariableRate": ours(), "CRPE": ours()}
         info = {"CompressAI mbt2018_mean": workers["CompressAI mbt2018_mean"](model="mbt2018_mean", quality=quality)}
         widths = {name: info["CompressAI mbt2018_mean"][name] for name in ("filters", "latents")}
@@ -77,7 +77,12 @@ def peer(args):
             worker.__exit__()
             versions.update(info[name]["versions"])
             macs = info[name]["macs"]
-            row = {"codec": name, "N": filters, "M": widths["latents"], "gmac": (macs if isinstance(macs, int) else sum(macs.values())) / 1e9}
+            row = {
+                "codec": name,
+                "N": widths["filters"],
+                "M": widths["latents"],
+                "gmac": (macs if isinstance(macs, int) else sum(macs.values())) / 1e9,
+            }
             rows.append({**row, "parameters": info[name]["parameters"], **medians(answers[name][1:])})
         for row in rows[-3:]:
             row["ratio"] = row["both"] / rows[-3]["both"]

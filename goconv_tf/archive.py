@@ -79,15 +79,12 @@ def make_task(command, output, model=None, **settings) -> Task:
 
 
 def fixed_part(pattern) -> str:
-    """The folder that a pattern names before its first wildcard, with a slash."""
-    folder, slash, _ = re.split(r"[*?\[]", pattern)[0].rpartition("/")
-    return folder + slash or "./"
+    """The folder that a pattern with a slash names before its first wildcard, with a slash."""
+    return re.split(r"[*?\[]", pattern)[0].rpartition("/")[0] + "/"
 
 
 def plan(task, pattern) -> List[Tuple[str, str]]:
     """[(input, output)] of the files that match, with their folders below the pattern's fixed part; UsageError if two share an output."""
-    if "/" not in pattern:
-        pattern = "./" + pattern
     base = fixed_part(pattern)
     sources = sorted({found.path for found in FileSystems.match([pattern])[0].metadata_list})
     if not sources:
@@ -134,29 +131,22 @@ def write(task, target, parts: Iterable[bytes], replace=False) -> None:
             FileSystems.rename([temporary], [target])
 
 
-def describe(data) -> Dict[str, Any]:
-    """What a stream's header and length say."""
+def describe(data, whole=None) -> Dict[str, Any]:
+    """What a stream's header and length say; with `whole`, its layers that are, also how many of them there are and are missing."""
     stream = bitstream.unpack_header(data, math.inf)
     pixels = stream.height * stream.width
     lmbda = bitstream.dequantize_lmbda(stream.lmbda_code) or None
     size = {"width": stream.width, "height": stream.height, "pixels": pixels}
-    return {"bytes": len(data), "bpp": 8 * len(data) / pixels, "lmbda": lmbda, "layers": stream.missing, **size}
-
-
-def _describe_whole(task, data) -> Dict[str, Any]:
-    """`describe` of a stream to decode, with its layers that are whole, and how many are missing, where some may be."""
-    row = describe(data)
-    if task.allow_truncated:
-        stream = bitstream.unpack(data, task.max_pixels, allow_truncated=True)
-        row.update(layers=len(stream.layers), missing=stream.missing)
-    return row
+    layers = {"layers": len(whole.layers), "missing": whole.missing} if whole else {"layers": stream.missing}
+    return {"bytes": len(data), "bpp": 8 * len(data) / pixels, "lmbda": lmbda, **layers, **size}
 
 
 def finished(task, source, target) -> Dict[str, Any]:
     """The measures of an output that is there; GoConvError if it is not one."""
     data = read(target)
     if task.command == "decompress":
-        row = _describe_whole(task, read(source))
+        coded = read(source)
+        row = describe(coded, bitstream.unpack(coded, task.max_pixels, True) if task.allow_truncated else None)
         with contextlib.suppress(Exception), codec.pillow_limit(task.max_pixels), Image.open(io.BytesIO(data)) as image:
             if image.size == (row["width"], row["height"]):
                 return row
@@ -182,7 +172,8 @@ def make(task, source) -> Tuple[bytes, Dict[str, Any]]:
         stream = bitstream.unpack(data, task.max_pixels, task.allow_truncated)
         info = zoo.find_model(task.model) if task.model else codec.find_stream_model(stream)
         codec.check_model(stream, info)
-        return codec.picture_bytes(codec.decode(zoo.shared(info.path), stream, task.layers), decoded=True), _describe_whole(task, data)
+        picture = codec.decode(zoo.shared(info.path), stream, task.layers)
+        return codec.picture_bytes(picture, decoded=True), describe(data, stream if task.allow_truncated else None)
     picture = codec.read_picture(source, task.max_pixels, io.BytesIO(data))
     model = zoo.shared(task.model, task.fingerprint)
     if task.command == "evaluate":
@@ -308,6 +299,8 @@ def run(task, pattern, options) -> Dict[str, Any]:
       GoConvError: if the pipeline itself failed; what it wrote stays.
     """
     FileSystems.set_options(options)
+    if "/" not in pattern:
+        pattern = "./" + pattern
     try:
         pairs = plan(task, pattern)
         folder = fixed_part(pattern)

@@ -5,7 +5,7 @@ import pathlib
 
 import pytest
 from conftest import ROOT, draw
-from hostile import try_bytes
+from hostile import compiled, try_bytes
 
 from goconv_tf import bitstream, codec, limits, zoo
 from goconv_tf.errors import BitstreamError
@@ -15,10 +15,7 @@ STREAMS = sorted((pathlib.Path(ROOT) / "tests" / "streams").iterdir())
 
 @pytest.fixture(scope="module")
 def models(model, crpe, rnn):
-    found = [model, crpe, rnn]
-    for one in found:  # what is compiled for it takes no stream's time
-        codec.decompress(one, codec.compress(one, draw(64, 64)).data)
-    return found
+    return compiled([model, crpe, rnn])
 
 
 def test_kept_streams(models):

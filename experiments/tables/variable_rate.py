@@ -66,13 +66,18 @@ def picture_table(name, targets, rows, paper):
     return f"### {name}\n\n" + markdown(titles, lines)
 
 
+def of_pictures(figures):
+    """Of published figures those that are a picture's: beside them is their source."""
+    return {name: figure for name, figure in figures.items() if isinstance(figure, dict)}
+
+
 def time_table(rows_by_picture, sizes, times):
     """Table VI: mean seconds over the rates."""
     lines = []
     for name, rows in rows_by_picture.items():
         good = [row for row in rows if not isinstance(row, str)]
         encoding, decoding = (sum(row[key] for row in good) / len(good) if good else None for key in ("encoding_time", "decoding_time"))
-        paper = times.get(name) if isinstance(times.get(name), dict) else {}  # among them is their source
+        paper = times.get(name, {})
         line = [
             name,
             "{} x {}".format(*sizes[name]),
@@ -100,7 +105,7 @@ def main():
     paths = [path for path, _ in commands.plan([args.images], args.output, commands.PICTURE_EXTENSIONS, ".gcv")]
     paths = paths[: args.first or None]
     paper = published.tables()["variable_rate"]
-    known = {name: table for name, table in paper.items() if isinstance(table, dict)}
+    known, times = of_pictures(paper), of_pictures(paper["timing_seconds"])
     rows, sizes, text = {}, {}, []
     for path in paths:
         name, picture = os.path.splitext(os.path.basename(path))[0], codec.read_picture(path)
@@ -113,7 +118,7 @@ def main():
     found = measure(args.model, args.images, args.output)
     head = f"# Variable rate: {len(paths)} pictures, rate control to 1 %\n"
     head += f"\nPublished figures: {paper['source']}.\n" if known.keys() & rows.keys() else ""
-    timing = f"### Seconds\n\nPublished: {paper['timing_seconds']['source']}.\n\n" + time_table(rows, sizes, paper["timing_seconds"])
+    timing = f"### Seconds\n\nPublished: {paper['timing_seconds']['source']}.\n\n" + time_table(rows, sizes, times)
     base = os.path.join(args.output, "variable_rate")
     atomic_write(base + ".md", "\n".join([head, provenance(found), *text, timing]).encode())
     write_json(args.output, "variable_rate", {"targets": list(args.targets), "pictures": rows})
