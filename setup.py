@@ -38,7 +38,10 @@ setup(
     # The zoo travels inside the package.
     packages=[*find_packages(include=["goconv_tf", "goconv_tf.*"]), "goconv_tf.pretrained"],
     package_dir={"goconv_tf.pretrained": "checkpoints"},
-    package_data={"goconv_tf": ["published.json", "py.typed", "report_template.html"], "goconv_tf.pretrained": ["*/*"]},
+    package_data={
+        "goconv_tf": ["published.json", "py.typed", "report_template.html"],
+        "goconv_tf.pretrained": ["*/config.json", "*/model.safetensors", "*/README.md", "*/curve.png"],
+    },
     python_requires=">=3.9,<3.12",
     install_requires=[
         "tensorflow~=2.14.1",
@@ -52,6 +55,7 @@ setup(
         "tqdm",
         "matplotlib>=3.7",
         "bjontegaard",
+        "scipy",
     ],
     entry_points={"console_scripts": ["goconv = goconv_tf.cli:main", "goconv-train = goconv_tf.cli:train"]},
     extras_require={

@@ -389,8 +389,11 @@ def main():
     for name in wanted:
         print(name, flush=True)
         result = SECTIONS[name](args)
-        shown = " ".join(["python benchmarks/bench.py", name, "--images KODAK", *(["--photos PHOTOS"] if name == "train" else [])])
-        common = {"command": shown + (" --only_changed" if args.only_changed and name == "checkpoints" else ""), **where_and_when()}
+        shown = ["python benchmarks/bench.py", name, "--images KODAK"]
+        shown += {"train": ["--photos PHOTOS"], "peer": ["--peer_python PYTHON"], "coding": ["--peer_python PYTHON"]}.get(name, [])
+        shown += [f"--{flag} {getattr(args, flag)}" for flag in ("model", "count") if getattr(args, flag) != parser.get_default(flag)]
+        shown += ["--only_changed"] if args.only_changed and name == "checkpoints" else []
+        common = {"command": " ".join(shown), **where_and_when()}
         with open(os.path.join(args.output, f"{name}.json"), "w", encoding="utf-8") as f:
             json.dump({**common, **result}, f, indent=1)
             f.write("\n")

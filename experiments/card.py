@@ -44,26 +44,13 @@ def table(rows, columns):
 def compare(own, others):
     """Bits against other codecs, as text: BD-rate of a curve; of a single point, at its own quality."""
     points = len(own["results"]["psnr-rgb"])
-    cell = bits_at_equal_quality if points == 1 else evaluation.bd_rate_cell
+    cell = evaluation.bits_at_equal_quality if points == 1 else evaluation.bd_rate_cell
     measures = ("psnr-rgb", "ms-ssim-rgb")
     rows = [{"name": other["name"], **{metric: cell(other, own, metric) for metric in measures}} for other in others]
     what = "Bits at this quality, against the others' curves" if points == 1 else "BD-rate, bits at equal quality (range compared)"
-    return f"""{what}; BPG's curve is a published one, the others were measured with Pillow on the same pictures:
+    return f"""{what}; BPG's curve is published (by CompressAI, x265), the others were measured with Pillow on the same pictures:
 
 {table(rows, [("against", "name", ""), ("PSNR RGB", "psnr-rgb", ""), ("MS-SSIM RGB", "ms-ssim-rgb", "")])}"""
-
-
-def bits_at_equal_quality(other, own, metric):
-    """As a table's cell, by linear interpolation of the other's logarithmic rate over dB."""
-    ((rate, quality),) = own["results"][metric]
-    if not other["results"].get(metric):
-        return "not measured"
-    decibel = metrics.decibels if metric.startswith("ms-ssim") else float
-    rates, qualities = zip(*sorted(other["results"][metric], key=lambda point: point[1]))
-    qualities = [decibel(q) for q in qualities]
-    if not qualities[0] <= decibel(quality) <= qualities[-1]:
-        return "out of its range"
-    return f"{rate / np.exp(np.interp(decibel(quality), qualities, np.log(rates))) - 1:+.1%}"
 
 
 def costs(info, path):
@@ -155,13 +142,13 @@ def main():
     text = f"""{cards.front_matter(info._replace(card=config["card"]))}
 # {info.name}
 
-{info.model}, {parameters / 1e6:.2f} million parameters, {size / 2**20:.1f} MiB, {info.config.rates}, fingerprint {info.fingerprint}.
+{info.model}, {parameters / 1e6:.2f} million parameters, {size / 2**20:.1f} MiB, {info.config.rates_text}, fingerprint {info.fingerprint}.
 
 {config["card"]["notes"]}
 
 {config["card"]["data"]}
 
-Its last run, of {training.get("steps", "?")} steps:
+The settings of its last run, as they were at its end, step {training.get("steps", "?")} of that run; how it began is said above:
 
     {train_command(training)}
 

@@ -10,6 +10,7 @@ Importing this package is cheap: TensorFlow is loaded by what needs it.
 """
 
 import importlib
+from typing import TYPE_CHECKING
 
 from goconv_tf.blas import choose_kernels
 
@@ -28,6 +29,12 @@ _HOME = {
     "GoConvError": "errors",
 }
 _MODULES = ("layers", "entropy", "models", "errors", "presets", "zoo", "codec", "bitstream", "metrics", "losses", "data", "training")
+
+if TYPE_CHECKING:  # what `__getattr__` gives
+    from goconv_tf import bitstream, codec, data, entropy, errors, layers, losses, metrics, models, presets, training, zoo  # noqa: F401
+    from goconv_tf.codec import compress, decompress, read_picture  # noqa: F401
+    from goconv_tf.errors import GoConvError  # noqa: F401
+    from goconv_tf.zoo import list_models, load_pretrained, new_model, save_pretrained  # noqa: F401
 
 __all__ = sorted([*_HOME, *_MODULES, "__version__"])
 

@@ -3,72 +3,12 @@
 from absl import app
 from absl.flags import argparse_flags
 
-from goconv_tf import codec, commands
+from goconv_tf import commands
+from goconv_tf.arguments import add_allow_truncated, add_entropy_coder, add_evaluation, add_rate, add_size_limit, add_tile, count, positive
 from goconv_tf.presets import PRESETS
-
-
-def _positive(text):
-    value = float(text)
-    if not 0 < value < float("inf"):
-        raise ValueError
-    return value
-
-
-_positive.__name__ = "positive number"
-
-
-def _count(text):
-    value = int(text)
-    if value < 1:
-        raise ValueError
-    return value
-
-
-_count.__name__ = "positive whole number"
-
-
-def _megapixels(text):
-    value = _positive(text)
-    if not 1e-6 <= value <= 1e9:
-        raise ValueError
-    return value
-
-
-_megapixels.__name__ = "number from 1e-6 to 1e9"
-
-
-def add_size_limit(parser):
-    parser.add_argument(
-        "--max_megapixels",
-        type=_megapixels,
-        default=codec.MAX_PIXELS / 1e6,
-        help="Refuse pictures and files that claim more than this (default: %(default)g).",
-    )
-
-
-def add_tile(parser):
-    parser.add_argument(
-        "--tile",
-        type=int,
-        help="Side of the tiles that large pictures are computed in, a multiple of 128 pixels; 0: never (default: as memory asks for).",
-    )
-
-
-def add_allow_truncated(parser):
-    parser.add_argument(
-        "--allow_truncated", action="store_true", help="Take the whole layers of a scalable stream that is cut short or damaged after them."
-    )
-
 
 evaluation_text = """Codes and decodes every picture at every operating point. Writes NAME.json in CompressAI's form (means over pictures, sorted by
 bpp of whole files; MS-SSIM linear). Run again, it measures only what is missing."""
-
-
-def add_evaluation(parser):
-    parser.add_argument("--output", default="results", help="Folder for the results (default: %(default)s).")
-    parser.add_argument("--jobs", type=_count, default=1, help="Processes; with more than one, seconds mean little (default: %(default)s).")
-    parser.add_argument("--per_image", action="store_true", help="Also write per_image/NAME/PICTURE.json, as CompressAI does.")
-    parser.add_argument("--csv", action="store_true", help="Also write csv/, in tensorflow/compression's form.")
 
 
 def make_parser():
@@ -87,15 +27,8 @@ def make_parser():
     p.add_argument("input", nargs="+", help="IN.png [OUT.gcv]; or several files, or a folder, with --output_dir.")
     p.add_argument("--model", required=True, help="Zoo name (see the models command), model folder or training folder.")
     p.add_argument("--output_dir", help="Folder for the compressed files; made if missing.")
-    rate = p.add_mutually_exclusive_group()
-    rate.add_argument(
-        "--lmbda", type=_positive, help="Lagrangian: higher means better pictures and larger files (default: the middle of the model's range)."
-    )
-    rate.add_argument(
-        "--target_bpp", type=_positive, help="Bits per pixel that each file shall have, within 1 %%; of a scalable model, shall not exceed."
-    )
-    rate.add_argument("--layers", type=int, help="How many layers of a scalable model to code (default: all).")
-    p.add_argument("--entropy_coder", choices=("tfc", "range-coder"), default="tfc", help="Range coder to use (default: %(default)s).")
+    add_rate(p)
+    add_entropy_coder(p)
     p.add_argument(
         "--exact", action="store_true", default=True, help="Compute entropy parameters with integers: every machine decodes the file (default)."
     )
@@ -109,7 +42,17 @@ def make_parser():
     add_tile(p)
     p.set_defaults(
         run=lambda a: commands.compress(
-            a.input, a.model, a.output_dir, a.lmbda, a.target_bpp, a.entropy_coder, a.verify, int(a.max_megapixels * 1e6), a.layers, a.exact, a.tile
+            a.input,
+            a.model,
+            a.output_dir,
+            lmbda=a.lmbda,
+            target_bpp=a.target_bpp,
+            layers=a.layers,
+            entropy_coder=a.entropy_coder,
+            exact=a.exact,
+            verify=a.verify,
+            max_pixels=a.max_pixels,
+            tile=a.tile,
         )
     )
 
@@ -124,11 +67,20 @@ def make_parser():
     add_allow_truncated(p)
     p.add_argument("--region", nargs=4, type=int, metavar=("X", "Y", "W", "H"), help="Only this part of the picture, pixels.")
     add_tile(p)
-    p.add_argument("--max_seconds", type=_positive, default=3600.0, help="Give up a file that takes longer to decode (default: %(default)g).")
+    p.add_argument("--max_seconds", type=positive, default=3600.0, help="Give up a file that takes longer to decode (default: %(default)g).")
     p.add_argument("--force", action="store_true", help="Write a picture even where checksums are wrong; say what is.")
     p.set_defaults(
         run=lambda a: commands.decompress(
-            a.input, a.model, a.output_dir, int(a.max_megapixels * 1e6), a.layers, a.allow_truncated, a.force, a.tile, a.region, a.max_seconds
+            a.input,
+            a.model,
+            a.output_dir,
+            max_pixels=a.max_pixels,
+            layers=a.layers,
+            allow_truncated=a.allow_truncated,
+            region=a.region,
+            tile=a.tile,
+            max_seconds=a.max_seconds,
+            force=a.force,
         )
     )
 
@@ -139,15 +91,15 @@ def make_parser():
     p.add_argument("output", help="OUT.gcv")
     rate = p.add_mutually_exclusive_group(required=True)
     rate.add_argument("--layers", type=int, help="Layers to keep.")
-    rate.add_argument("--target_bpp", type=_positive, help="Keep as many as fit into these bits per pixel.")
+    rate.add_argument("--target_bpp", type=positive, help="Keep as many as fit into these bits per pixel.")
     add_size_limit(p)
-    p.set_defaults(run=lambda a: commands.truncate(a.input, a.output, a.layers, a.target_bpp, int(a.max_megapixels * 1e6)))
+    p.set_defaults(run=lambda a: commands.truncate(a.input, a.output, a.layers, a.target_bpp, a.max_pixels))
 
     p = sub.add_parser("info", help="What a compressed file says of itself, as JSON.")
     p.add_argument("input", help="IN.gcv")
     add_size_limit(p)
     add_allow_truncated(p)
-    p.set_defaults(run=lambda a: commands.info(a.input, int(a.max_megapixels * 1e6), a.allow_truncated))
+    p.set_defaults(run=lambda a: commands.info(a.input, a.max_pixels, a.allow_truncated))
 
     p = sub.add_parser("report", help="One HTML page with curves, BD-rates and pictures side by side.")
     p.add_argument("results", nargs="+", help="Results files, and published curves such as kodak:bpg444.")
@@ -155,7 +107,7 @@ def make_parser():
     p.add_argument("--images", nargs="*", default=[], help="Pictures to show, coded by the results' models and codecs.")
     p.add_argument(
         "--target_bpp",
-        type=_positive,
+        type=positive,
         default=0.3,
         help="Rate that the shown pictures shall not exceed by over 1 %%, where there is one so low (default: %(default)s).",
     )
@@ -180,21 +132,21 @@ def make_parser():
     p.add_argument("model", help="Zoo name, model folder or training folder.")
     p.add_argument("output", help="Folder to write; must not exist, or be empty.")
     add_size_limit(p)
-    p.set_defaults(run=lambda a: commands.export(a.model, a.output, int(a.max_megapixels * 1e6)))
+    p.set_defaults(run=lambda a: commands.export(a.model, a.output, a.max_pixels))
 
     p = sub.add_parser("evaluate", help="Models on a folder of pictures: rate-distortion as JSON.", description=evaluation_text)
     p.add_argument("images", help="Folder of pictures.")
     p.add_argument("--model", action="append", required=True, help="Zoo name, model folder or training folder; may be repeated.")
-    p.add_argument("--points", type=_count, default=8, help="How many lambdas, of models that have one (default: %(default)s).")
-    p.add_argument("--entropy_coder", choices=("tfc", "range-coder"), default="tfc", help="Range coder to use (default: %(default)s).")
+    p.add_argument("--points", type=count, default=8, help="How many lambdas, of models that have one (default: %(default)s).")
+    add_entropy_coder(p)
     add_evaluation(p)
-    p.set_defaults(run=lambda a: commands.evaluate([("model", m, a.entropy_coder, a.points) for m in a.model], a))
+    p.set_defaults(run=lambda a: _evaluate(a, [("model", m, a.entropy_coder, a.points) for m in a.model]))
 
     p = sub.add_parser("bench_codec", help="The same for codecs in Pillow.", description=evaluation_text)
     p.add_argument("codec", choices=("jpeg", "jpeg2000", "webp", "avif"))
     p.add_argument("images", help="Folder of pictures.")
     add_evaluation(p)
-    p.set_defaults(run=lambda a: commands.evaluate([("codec", a.codec)], a))
+    p.set_defaults(run=lambda a: _evaluate(a, [("codec", a.codec)]))
 
     p = sub.add_parser("bd_rate", help="Bjontegaard delta rate of two results.", description="How many percent of bits B needs more than A.")
     p.add_argument("anchor", metavar="A.json", help="Results file, or a published curve such as kodak:bpg444.")
@@ -206,13 +158,17 @@ def make_parser():
     p.add_argument("results", nargs="+", help="Results files, and published curves such as kodak:bpg444.")
     p.add_argument("-o", "--output", required=True, help="Picture to write: .png, .pdf or .svg.")
     p.add_argument("--title", default="")
-    p.add_argument("--max_bpp", type=_positive, help="Right end of the rate axis.")
+    p.add_argument("--max_bpp", type=positive, help="Right end of the rate axis.")
     p.set_defaults(run=lambda a: commands.plot(a.results, a.output, a.title, a.max_bpp))
 
     p = sub.add_parser("models", help="Pretrained models, with sizes and rates.")
     p.add_argument("--verbose", action="store_true", help="Also print their folders and cards.")
     p.set_defaults(run=lambda a: commands.models(a.verbose))
     return parser
+
+
+def _evaluate(a, specs):
+    return commands.evaluate(specs, a.images, a.output, a.jobs, a.per_image, a.csv)
 
 
 def run(args):

@@ -13,7 +13,6 @@ import os
 import posixpath
 import re
 import threading
-import types
 import uuid
 from typing import Any, Dict, Iterable, List, Optional, Tuple
 
@@ -21,7 +20,6 @@ import apache_beam as beam
 from apache_beam.io.filesystem import CompressionTypes, FileSystem
 from apache_beam.io.filesystems import FileSystems
 from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions
-from PIL import Image
 
 from goconv_tf import bitstream, codec, commands, evaluation, zoo
 from goconv_tf.errors import BitstreamError, CheckpointError, GoConvError, UsageError
@@ -74,7 +72,7 @@ def make_task(command, output, model=None, **settings) -> Task:
     info = zoo.find_model(model)
     task = Task(command, output, model, info.fingerprint, **settings)
     if command != "decompress":
-        codec.check_operating_point(types.SimpleNamespace(config=info.config, has_lambda=hasattr(info.config, "lmbda_min")), **task.point)
+        codec.check_operating_point(info.config, **task.point)
     return task
 
 
@@ -146,11 +144,11 @@ def finished(task, source, target) -> Dict[str, Any]:
     data = read(target)
     if task.command == "decompress":
         coded = read(source)
-        row = describe(coded, bitstream.unpack(coded, task.max_pixels, True) if task.allow_truncated else None)
-        with contextlib.suppress(Exception), codec.pillow_limit(task.max_pixels), Image.open(io.BytesIO(data)) as image:
-            if image.size == (row["width"], row["height"]):
-                return row
-        raise GoConvError(f"{target} is in the way: it is no picture of {source}")
+        stream = bitstream.unpack(coded, task.max_pixels, task.allow_truncated)
+        row = describe(coded, stream if task.allow_truncated else None)
+        if codec.is_decoded(io.BytesIO(data), (row["width"], row["height"])):
+            return row
+        raise GoConvError(f"{target} is in the way: it is not what decompress makes of {source}")
     if task.command == "evaluate":
         with contextlib.suppress(ValueError):
             row = json.loads(data)
@@ -170,9 +168,8 @@ def make(task, source) -> Tuple[bytes, Dict[str, Any]]:
     data = read(source)
     if task.command == "decompress":
         stream = bitstream.unpack(data, task.max_pixels, task.allow_truncated)
-        info = zoo.find_model(task.model) if task.model else codec.find_stream_model(stream)
-        codec.check_model(stream, info)
-        picture = codec.decode(zoo.shared(info.path), stream, task.layers)
+        info = codec.find_stream_model(stream, task.model)
+        picture = codec.decode(zoo.shared(info.path, info.fingerprint), stream, task.layers)
         return codec.picture_bytes(picture, decoded=True), describe(data, stream if task.allow_truncated else None)
     picture = codec.read_picture(source, task.max_pixels, io.BytesIO(data))
     model = zoo.shared(task.model, task.fingerprint)

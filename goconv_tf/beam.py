@@ -4,7 +4,7 @@ import argparse
 import sys
 
 from goconv_tf import commands
-from goconv_tf.__main__ import _positive, add_allow_truncated, add_size_limit
+from goconv_tf.arguments import add_allow_truncated, add_entropy_coder, add_rate, add_size_limit
 from goconv_tf.errors import UsageError
 
 STATUS_DEAD_LETTERS = 3
@@ -35,11 +35,8 @@ def make_parser():
             add_allow_truncated(p)
             continue
         p.add_argument("--model", required=True, help="Zoo name or model folder.")
-        rate = p.add_mutually_exclusive_group()
-        rate.add_argument("--lmbda", type=_positive, help="Lagrangian (default: the middle of the model's range).")
-        rate.add_argument("--target_bpp", type=_positive, help="Bits per pixel of each file, as for compress of goconv_tf.")
-        rate.add_argument("--layers", type=int, help="How many layers of a scalable model to code (default: all).")
-        p.add_argument("--entropy_coder", choices=("tfc", "range-coder"), default="tfc", help="Range coder to use (default: %(default)s).")
+        add_rate(p)
+        add_entropy_coder(p)
     return parser
 
 
@@ -51,9 +48,8 @@ def main(argv=None):
     except ModuleNotFoundError as error:
         if error.name is None or not error.name.startswith("apache_beam"):
             raise
-        raise UsageError("Apache Beam is not installed: pip install 'goconv_tf[beam]'") from None
+        raise UsageError("Apache Beam is not installed: pip install apache-beam") from None
     settings = vars(args)
-    settings["max_pixels"] = int(settings.pop("max_megapixels") * 1e6)
     pattern = settings.pop("input")
     options = archive.make_options(rest)
     summary = archive.run(archive.make_task(**settings), pattern, options)

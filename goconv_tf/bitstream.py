@@ -42,7 +42,7 @@ HEADER_BYTES = _FIXED.size + 4 * 5  # the most that comes before the first layer
 
 
 def quantize_lmbda(lmbda: float) -> int:
-    """The int32 that stands for a lambda in (0, 1)."""
+    """The int32 that stands for a lambda in (0, 1); ValueError for others."""
     if not 0 < lmbda < 1:
         raise ValueError(f"lambda must be between 0 and 1, not {lmbda}")
     return min(max(round(lmbda * LMBDA_SCALE), 1), LMBDA_SCALE - 1)
@@ -98,7 +98,7 @@ def _varint(number: int) -> bytes:
 
 
 def pack(stream: Stream) -> bytes:
-    """The file's bytes."""
+    """The file's bytes, of a stream of at least one layer; ValueError for entropy coders that are not in CODER_NAMES."""
     out = bytearray(
         _FIXED.pack(
             MAGIC,
@@ -122,17 +122,13 @@ def pack(stream: Stream) -> bytes:
     return bytes(out)
 
 
-class _CutShort(BitstreamError):
-    pass
-
-
 class _Reader:
     def __init__(self, data):
         self.data, self.position = data, 0
 
     def take(self, count):
         if self.position + count > len(self.data):
-            raise _CutShort("the file is cut short")
+            raise BitstreamError("the file is cut short")
         self.position += count
         return self.data[self.position - count : self.position]
 

@@ -38,7 +38,7 @@ def default_card(info) -> str:
     return f"""{front_matter(info)}
 # {info.name}
 
-{info.model}, {info.config.rates}, fingerprint {info.fingerprint}: learned image compression with goconv_tf.
+{info.model}, {info.config.rates_text}, fingerprint {info.fingerprint}: learned image compression with goconv_tf.
 {notes and f"{chr(10)}{notes}{chr(10)}"}
 ```python
 import goconv_tf

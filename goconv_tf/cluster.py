@@ -9,8 +9,6 @@ import tensorflow as tf
 
 from goconv_tf.errors import GoConvError, UsageError, first_line
 
-CLUSTERS = ("auto", "tf_config", "slurm")
-
 
 def make_resolver(cluster="auto", port=8888):
     """The cluster resolver of this process.

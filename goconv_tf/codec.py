@@ -5,7 +5,7 @@ import io
 import math
 import os
 import threading
-from typing import NamedTuple, Optional
+from typing import TYPE_CHECKING, Dict, NamedTuple, Optional, Sequence
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -13,6 +13,9 @@ from PIL.PngImagePlugin import PngInfo
 
 from goconv_tf import bitstream, limits, zoo
 from goconv_tf.errors import BitstreamError, CheckpointError, GoConvError, ImageError, ModelMismatchError, RateError, UsageError
+
+if TYPE_CHECKING:
+    from goconv_tf.models import Codec
 
 MAX_PIXELS = 200_000_000
 MAX_CODINGS = 12  # of one picture while looking for a rate
@@ -64,6 +67,8 @@ def pillow_limit(max_pixels):
 
 def from_pillow(image, name):
     """A Pillow image as `read_picture` gives it; ImageError, about `name`, if it has transparency or more than 8 bits a sample."""
+    if image.format == "IPTC":  # would become, when it is loaded, whatever picture lies in it
+        raise ImageError(f"{name}: is a picture within IPTC data, which is not read")
     bands = (*image.getbands(), *(image.palette.mode if image.mode == "P" and image.palette else ""))
     if image.mode == "LAB":  # whose second band is called A
         bands = ()
@@ -74,17 +79,18 @@ def from_pillow(image, name):
     return np.array(ImageOps.exif_transpose(image).convert("RGB"))
 
 
-def is_decoded(path) -> bool:
-    """Whether a file is a PNG that decompressing wrote, which may be replaced: the stream gives it again."""
-    with contextlib.suppress(Exception), pillow_limit(None), Image.open(path) as image:
-        return image.format == "PNG" and image.info.get("Software") == MARK
+def is_decoded(file, size=None) -> bool:
+    """Whether a file is a PNG that decompressing wrote, which may be replaced: the stream gives it again. size: (width, height) that it must have."""
+    with contextlib.suppress(Exception), pillow_limit(None), Image.open(file) as image:
+        return image.format == "PNG" and image.info.get("Software") == MARK and size in (None, image.size)
     return False
 
 
-def read_picture(path, max_pixels: int = MAX_PIXELS, file=None):
+def read_picture(path, max_pixels: int = MAX_PIXELS, file=None) -> np.ndarray:
     """A picture file as uint8 [h, w, 3], turned as its EXIF says; greyscale and palette pictures are converted.
 
     Args:
+      max_pixels: the most that it may have.
       file: the opened file, where path is only what messages call it.
 
     Raises:
@@ -218,23 +224,34 @@ def check_picture(picture):
         raise ImageError(f"a picture is uint8 [h, w, 3], not {picture.dtype} {list(picture.shape)}")
 
 
-def check_operating_point(model, lmbda=None, target_bpp=None, layers=None):
-    """RateError unless the model can be asked for these."""
-    config = model.config
+def check_operating_point(config, lmbda=None, target_bpp=None, layers=None):
+    """RateError unless a model of this config can be asked for these."""
     scalable = len(config.layers) > 1
+    if target_bpp is not None and (lmbda is not None or layers is not None):
+        raise RateError("give target_bpp without lmbda and layers")
     if lmbda is not None:
-        if not model.has_lambda:
+        if not config.has_lambda:
             raise RateError(f"{config.model} has no lambda to choose" + ("; it has layers" if scalable else ": it was trained for one"))
         rounding = 1 / bitstream.LMBDA_SCALE  # of lambda in files, perhaps to outside the range
         if not config.lmbda_min - rounding < lmbda < config.lmbda_max + rounding:
             raise RateError(f"lambda {lmbda:g} is outside the model's range, {config.lmbda_min:g} to {config.lmbda_max:g}")
-    if target_bpp is not None and not (model.has_lambda or scalable):
+    if target_bpp is not None and not (config.has_lambda or scalable):
         raise RateError(f"{config.model} has one rate, which cannot be chosen")
     if layers is not None and not 1 <= layers <= len(config.layers):
         raise RateError(f"{layers} layers were asked for; the model has {len(config.layers)}")
 
 
-def compress(model, picture, lmbda=None, target_bpp=None, entropy_coder="tfc", reconstruct=False, layers=None, exact=True, tile=None) -> Compressed:
+def compress(
+    model: "Codec",
+    picture: np.ndarray,
+    lmbda: Optional[float] = None,
+    target_bpp: Optional[float] = None,
+    entropy_coder: str = "tfc",
+    reconstruct: bool = False,
+    layers: Optional[int] = None,
+    exact: bool = True,
+    tile: Optional[int] = None,
+) -> Compressed:
     """Compresses uint8 [h, w, 3] with a model from `zoo.load_pretrained`.
 
     Args:
@@ -252,7 +269,7 @@ def compress(model, picture, lmbda=None, target_bpp=None, entropy_coder="tfc", r
       ImageError: if the picture is something else.
       CheckpointError: if the model has no integers to be exact with.
       UsageError: if the model cannot be tiled, or there is no such entropy coder.
-      RateError: if lmbda, target_bpp or layers are out of the model's reach.
+      RateError: if lmbda, target_bpp or layers are out of the model's reach, or target_bpp is given with another.
       GoConvError: if the picture needs more memory than there is.
     """
     from goconv_tf.models.tiles import CELL
@@ -260,7 +277,7 @@ def compress(model, picture, lmbda=None, target_bpp=None, entropy_coder="tfc", r
     if entropy_coder not in bitstream.CODER_NAMES:
         raise UsageError(f"entropy_coder must be {' or '.join(bitstream.CODER_NAMES)}, not {entropy_coder}")
     check_picture(picture)
-    check_operating_point(model, lmbda, target_bpp, layers)
+    check_operating_point(model.config, lmbda, target_bpp, layers)
     check_exact(model, exact)
     height, width = picture.shape[:2]
     padded_size = [_padded(n, model.alignment) for n in (height, width)]
@@ -302,7 +319,7 @@ def compress(model, picture, lmbda=None, target_bpp=None, entropy_coder="tfc", r
     return search_rate(code, target_bpp, model.config.lmbda_min, model.config.lmbda_max)
 
 
-def estimate(model, picture, lmbda=None, layers=None):
+def estimate(model: "Codec", picture: np.ndarray, lmbda: Optional[float] = None, layers: Optional[int] = None) -> Dict[str, float]:
     """{latent: bits} that the entropy models ascribe to uint8 [h, w, 3], of the first `layers` layers: what files take, but for headers.
 
     lmbda: in the model's range, or as a file has it; None is the middle of the range, as for `compress`.
@@ -316,11 +333,11 @@ def estimate(model, picture, lmbda=None, layers=None):
 
     from goconv_tf.models import tiles
 
-    if model.has_lambda:
-        lmbda = model.config.lmbda_middle if lmbda is None else lmbda
     check_picture(picture)
-    check_operating_point(model, lmbda, None, layers)
-    value = bitstream.dequantize_lmbda(bitstream.quantize_lmbda(lmbda)) if model.has_lambda else 0.0
+    check_operating_point(model.config, lmbda, None, layers)
+    value = 0.0
+    if model.has_lambda:
+        value = bitstream.dequantize_lmbda(bitstream.quantize_lmbda(model.config.lmbda_middle if lmbda is None else lmbda))
     padded = pad(picture, model.alignment)
     with tiles.tiled(choose_tile(model, padded.shape[:2], exact=model.has_exact)):
         rates = model.bits(padded[None], tf.constant([value]))
@@ -398,8 +415,12 @@ def check_model(stream, info) -> None:
         raise ModelMismatchError(f"written by {info.name} with other weights (fingerprint {stream.fingerprint:08x}, not {info.fingerprint})")
 
 
-def find_stream_model(stream) -> "zoo.ModelInfo":
-    """The zoo's model that wrote a stream; ModelMismatchError if it is not there."""
+def find_stream_model(stream, name=None) -> "zoo.ModelInfo":
+    """The model that wrote a stream: of this name, as `zoo.find_model` takes it, or the zoo's; ModelMismatchError if it is not there."""
+    if name:
+        info = zoo.find_model(name)
+        check_model(stream, info)
+        return info
     named = [info for info in zoo.all_models() if info.model_id == stream.model_id]
     if not named:
         raise ModelMismatchError(f"written by a model that is not in the zoo (id {stream.model_id:08x}); name its folder with --model")
@@ -408,10 +429,20 @@ def find_stream_model(stream) -> "zoo.ModelInfo":
     return exact[0]
 
 
-def decompress(model, data, max_pixels: int = MAX_PIXELS, layers=None, allow_truncated: bool = False, tile=None, region=None, max_seconds=None):
+def decompress(
+    model: "Codec",
+    data: bytes,
+    max_pixels: int = MAX_PIXELS,
+    layers: Optional[int] = None,
+    allow_truncated: bool = False,
+    tile: Optional[int] = None,
+    region: Optional[Sequence[int]] = None,
+    max_seconds: Optional[float] = None,
+) -> np.ndarray:
     """The picture uint8 [h, w, 3] in a compressed file's bytes.
 
     Args:
+      max_pixels: the most that the file may claim.
       layers: decode only so many layers of a scalable stream.
       allow_truncated: decode the whole layers of a scalable stream that is cut short or damaged after them.
       tile: as in `compress`; the encoder's need not be the same.

@@ -9,7 +9,7 @@ from typing import Tuple
 
 from goconv_tf import bitstream, codec, limits, zoo
 from goconv_tf.errors import BitstreamError, GoConvError, UsageError, printable
-from goconv_tf.files import atomic_write
+from goconv_tf.files import atomic_write, check_new_folder, check_parent
 
 STREAM_EXTENSION, PICTURE_EXTENSION = ".gcv", ".png"
 # Those of Pillow's formats that photographs come in.
@@ -76,13 +76,9 @@ def check_output(path, source):
     """UsageError unless path can be written, and is not the source."""
     if os.path.exists(path) and os.path.exists(source) and os.path.samefile(path, source):
         raise UsageError(f"{path}: would be overwritten by its own output")
-    folder = os.path.dirname(os.path.abspath(path))
     if os.path.isdir(path) or path.endswith(os.sep):
         raise UsageError(f"{path}: is a folder; give a file's name, or --output_dir")
-    if not os.path.isdir(folder):
-        raise UsageError(f"{folder}: no such folder")
-    if not os.access(folder, os.W_OK):
-        raise UsageError(f"{folder}: cannot be written")
+    check_parent(path)
 
 
 def check_replaceable(path):
@@ -167,11 +163,9 @@ def compress(
     tile=None,
 ):
     """The compress command; returns the exit status."""
-    if lmbda is not None and target_bpp is not None:
-        raise UsageError("give one of --lmbda and --target_bpp, not both")
     pairs = plan(inputs, output_dir, PICTURE_EXTENSIONS, STREAM_EXTENSION)
     loaded = zoo.load_pretrained(model)
-    codec.check_operating_point(loaded, lmbda, target_bpp, layers)
+    codec.check_operating_point(loaded.config, lmbda, target_bpp, layers)
     codec.check_exact(loaded, exact)
 
     def action(source, target):
@@ -218,18 +212,16 @@ def decompress(
 ):
     """The decompress command; returns the exit status."""
     pairs = plan(inputs, output_dir, (STREAM_EXTENSION,), PICTURE_EXTENSION)
+    named = not output_dir and len(inputs) == 2
 
     def action(source, target):
-        if output_dir and os.path.exists(target) and not codec.is_decoded(target):
-            raise UsageError(
-                f"{target}: is there already, and not marked as decompress marks what it writes; remove it, or give another --output_dir"
-            )
+        if not named and os.path.exists(target) and not codec.is_decoded(target):
+            raise UsageError(f"{target}: is there already, and not marked as decompress marks what it writes; remove it, or name another output")
         # Everything that can be wrong without the network is found before it is loaded.
         picture_format(target)
         problems = [] if force else None
         stream = bitstream.unpack(read_stream_file(source), max_pixels, allow_truncated, problems)
-        info = zoo.find_model(model) if model else codec.find_stream_model(stream)
-        codec.check_model(stream, info)
+        info = codec.find_stream_model(stream, model)
         network = zoo.shared(info.path, info.fingerprint)
         with limits.seconds(max_seconds):
             picture = codec.decode(network, stream, layers, problems, tile, region)
@@ -304,11 +296,11 @@ def info(path, max_pixels=codec.MAX_PIXELS, allow_truncated=False):
     return 0
 
 
-def evaluate(specs, args):
+def evaluate(specs, images, output, jobs=1, per_image=False, as_csv=False):
     """The evaluate and bench_codec commands; returns the exit status."""
     from goconv_tf import evaluation
 
-    for path in evaluation.evaluate(specs, args.images, args.output, args.jobs, args.per_image, args.csv):
+    for path in evaluation.evaluate(specs, images, output, jobs, per_image, as_csv):
         with open(path, encoding="utf-8") as f:
             results = json.load(f)["results"]
         rates, quality = results["bpp"], results["psnr-rgb"]
@@ -360,13 +352,12 @@ def import_tf1(checkpoint, model, output, name=None):
     """The import_tf1 command: an original's TensorFlow 1 checkpoint to a model folder; returns the exit status."""
     from goconv_tf import tf1
 
-    if os.path.exists(output) and (not os.path.isdir(output) or os.listdir(output)):
-        raise UsageError(f"{output}: exists; name a new folder")
+    check_new_folder(output)
     imported = tf1.IMPORTERS[model](checkpoint)
     name = name or os.path.basename(os.path.abspath(output))
     card = {"notes": f"Imported from the TensorFlow 1 checkpoint {os.path.basename(os.path.normpath(checkpoint))}."}
     info = zoo.save_pretrained(imported, output, name, card)
-    print(f"{output}: {info.name}, {info.model}, {imported.count_params()} parameters, {info.config.rates}, fingerprint {info.fingerprint}")
+    print(f"{output}: {info.name}, {info.model}, {imported.count_params()} parameters, {info.config.rates_text}, fingerprint {info.fingerprint}")
     return 0
 
 
@@ -374,7 +365,7 @@ def export(model, output, max_pixels=codec.MAX_PIXELS):
     """The export command: a model to a SavedModel; returns the exit status."""
     from goconv_tf import export as saved_model
 
-    saved_model.check_folder(output)
+    check_new_folder(output)
     loaded = zoo.load_pretrained(model)
     saved_model.save(loaded, output, max_pixels)
     size = sum(os.path.getsize(os.path.join(folder, name)) for folder, _, names in os.walk(output) for name in names)
@@ -392,7 +383,7 @@ def models(verbose=False):
         size = f"{os.path.getsize(weights) / 2**20:.1f} MiB" if os.path.exists(weights) else f"{zoo.WEIGHTS_FILE} is missing"
         rates = [row["bpp"] for row in model.card.get("kodak", [])]
         reach = f"{min(rates):.2f} to {max(rates):.2f} bpp on Kodak" if rates else "rates not measured"
-        print(f"{model.name}: {model.model}, fingerprint {model.fingerprint}, {size}, {model.config.rates}, {reach}")
+        print(f"{model.name}: {model.model}, fingerprint {model.fingerprint}, {size}, {model.config.rates_text}, {reach}")
         if verbose:
             print(f"  {model.path}\n  " + json.dumps(model.card, indent=1).replace("\n", "\n  "))
     return 0

@@ -19,14 +19,14 @@ EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp")
 
 
 def find_pictures(patterns):
-    """Sorted paths of the PNG, JPEG and WebP files that match glob patterns or lie in folders."""
+    """Sorted paths of the PNG, JPEG and WebP files that match glob patterns or lie in folders; DataError if one of these has none."""
     found = set()
     for pattern in patterns:
-        if os.path.isdir(pattern):
-            pattern = os.path.join(glob.escape(pattern), "**", "*")
-        found.update(p for p in glob.glob(pattern, recursive=True) if p.lower().endswith(EXTENSIONS))
-    if not found:
-        raise DataError(f"no PNG, JPEG or WebP pictures match {', '.join(patterns)}")
+        files = os.path.join(glob.escape(pattern), "**", "*") if os.path.isdir(pattern) else pattern
+        matches = [p for p in glob.glob(files, recursive=True) if p.lower().endswith(EXTENSIONS)]
+        if not matches:
+            raise DataError(f"no PNG, JPEG or WebP pictures match {pattern}")
+        found.update(matches)
     return sorted(found)
 
 
@@ -122,7 +122,7 @@ class PatchSource:
         raise DataError("the training pictures cannot be decoded")
 
     def __call__(self, step):
-        """(patches uint8 [batch, patch, patch, 3], lambdas float32 [batch], noise seeds int32 [batch, 2]) of a step."""
+        """(patches uint8 [batch, patch, patch, 3], lambdas float32 [batch], noise seeds int32 [batch, 2]); DataError if none can be decoded."""
         rng = np.random.default_rng([self.seed, int(step)])
         lambdas = rng.choice(self.lambdas, self.batch)
         noise = rng.integers(2**30, size=(self.batch, 2)).astype(np.int32)

@@ -35,7 +35,7 @@ def operating_points(config, count: int = 8) -> List[dict]:
 
     count: how many lambdas, spread evenly over the logarithm of the range.
     """
-    if hasattr(config, "lmbda_min"):
+    if config.has_lambda:
         lambdas = np.exp(np.linspace(np.log(config.lmbda_min), np.log(config.lmbda_max), count))
         return [{"lmbda": float(min(max(lmbda, config.lmbda_min), config.lmbda_max))} for lmbda in lambdas]
     if len(config.layers) > 1:
@@ -44,7 +44,7 @@ def operating_points(config, count: int = 8) -> List[dict]:
 
 
 class Coding(NamedTuple):
-    """What a subject made of a picture. data: the file; more: further measures."""
+    """What a subject made of a picture. data: the file; decoded: uint8 [h, w, 3]; times: seconds; more: further measures."""
 
     data: bytes
     decoded: np.ndarray
@@ -54,7 +54,13 @@ class Coding(NamedTuple):
 
 
 class ModelSubject:
-    """A model of the zoo as something to evaluate."""
+    """A model of the zoo as something to evaluate.
+
+    Args:
+      name: as `zoo.find_model` takes it, with its CheckpointError.
+      entropy_coder: "tfc" or "range-coder".
+      points: how many lambdas, of models that have one.
+    """
 
     def __init__(self, name, entropy_coder="tfc", points=8):
         self.info = zoo.find_model(name)
@@ -62,7 +68,7 @@ class ModelSubject:
         self.name = self.info.name
         self.identity = f"{self.info.name} {self.info.fingerprint} {entropy_coder}"
         self.points = operating_points(self.info.config, points)
-        self.description = f"{self.info.model}, fingerprint {self.info.fingerprint}, {self.info.config.rates}"
+        self.description = f"{self.info.model}, fingerprint {self.info.fingerprint}, {self.info.config.rates_text}"
         training = self.info.card.get("training")
         steps = training.get("steps") if isinstance(training, dict) else None
         self.meta = {"model": self.info.model, "fingerprint": self.info.fingerprint, "steps": steps, "entropy_coder": entropy_coder}
@@ -207,6 +213,8 @@ def evaluate(specs, images, output, jobs=1, per_image=False, as_csv=False) -> Li
       images: folder of pictures.
       output: folder for <subject>.json, measured.jsonl and, on request, per_image/ and csv/.
       jobs: processes.
+      per_image: also write each picture's measures, per_image/<subject>/<picture>.json.
+      as_csv: also write csv/<subject>.csv, in tensorflow/compression's form.
 
     Raises:
       GoConvError: if a picture or a model cannot be used; what was measured before is kept.
@@ -375,6 +383,31 @@ class BDRate(NamedTuple):
     share: float
 
 
+def rising_points(data, metric) -> List[Tuple[float, float]]:
+    """[(bpp, dB)] of a `read_results` that a monotone curve can go through: where it falls back, more bits bought nothing."""
+    points = sorted(data["results"].get(metric, ()))
+    if metric.startswith("ms-ssim"):
+        points = [(rate, metrics.decibels(value)) for rate, value in points if value < 1]
+    return [point for k, point in enumerate(points) if all(point[1] > other[1] for other in points[:k])]
+
+
+def bits_at_equal_quality(anchor, test, metric="psnr-rgb") -> str:
+    """What the one point of test has, in bits, beyond the anchor's curve at that quality, as a table's cell.
+
+    Interpolated as in `bd_rate`: PCHIP of the logarithmic rate over dB.
+    """
+    from scipy.interpolate import PchipInterpolator
+
+    ((rate, quality),) = rising_points(test, metric)
+    points = rising_points(anchor, metric)
+    if not points:
+        return "not measured"
+    rates, qualities = np.array(points).T
+    if not qualities[0] <= quality <= qualities[-1]:
+        return "out of its range"
+    return f"{rate / np.exp(PchipInterpolator(qualities, np.log(rates))(quality)) - 1:+.1%}"
+
+
 def bd_rate(anchor, test, metric="psnr-rgb") -> BDRate:
     """Bjontegaard delta rate (PCHIP interpolation, `bjontegaard` package) of two `read_results`; metric: of `MEASURES`, MS-SSIM counts in dB.
 
@@ -399,11 +432,7 @@ def bd_rate(anchor, test, metric="psnr-rgb") -> BDRate:
             raise GoConvError(f"{anchor['name']} and {test['name']} are of different pictures: {sets}")
     curves = []
     for data in (anchor, test):
-        points = sorted(data["results"].get(metric, ()))
-        if metric.startswith("ms-ssim"):
-            points = [(rate, metrics.decibels(value)) for rate, value in points if value < 1]
-        # Where a curve falls back, more bits bought nothing: the interpolation needs a rising one.
-        rising = [point for k, point in enumerate(points) if all(point[1] > other[1] for other in points[:k])]
+        rising = rising_points(data, metric)
         if len(rising) < 3:
             raise GoConvError(f"{data['name']}: {len(rising)} points of {metric}; BD-rate needs three")
         curves.append(np.array(rising))

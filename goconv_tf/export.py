@@ -15,7 +15,7 @@ from absl import logging
 from goconv_tf import bitstream, codec
 from goconv_tf.crc import crc16
 from goconv_tf.entropy.graph import GraphDecoder, GraphEncoder, require
-from goconv_tf.errors import UsageError
+from goconv_tf.files import check_new_folder, umask
 from goconv_tf.layers.exact import to_grid
 
 _BYTES = [bytes([k]) for k in range(256)]
@@ -76,7 +76,7 @@ def save(model, path: str, max_pixels: int = codec.MAX_PIXELS) -> None:
       CheckpointError: as `make_signatures`.
       UsageError: if path is a file or a folder that is not empty, or lies in a folder that is not there.
     """
-    check_folder(path)
+    check_new_folder(path)
     module = tf.Module()
     module.weights = list(model.variables)
     signatures = make_signatures(model, max_pixels)
@@ -85,25 +85,12 @@ def save(model, path: str, max_pixels: int = codec.MAX_PIXELS) -> None:
     try:
         with _quiet():
             tf.saved_model.save(module, temporary, signatures, tf.saved_model.SaveOptions(experimental_custom_gradients=False))
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(temporary, 0o777 & ~umask)
+        os.chmod(temporary, 0o777 & ~umask())
         os.rename(temporary, path)
     except tf.errors.OpError as error:
         raise OSError(f"{path}: cannot be written: {error.message}") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-
-
-def check_folder(path):
-    """UsageError unless path can be made a new folder."""
-    if os.path.lexists(path) and (os.path.islink(path) or not os.path.isdir(path) or os.listdir(path)):
-        raise UsageError(f"{path}: exists; name a new folder")
-    parent = os.path.dirname(os.path.abspath(path))
-    if not os.path.isdir(parent):
-        raise UsageError(f"{parent}: no such folder")
-    if not os.access(parent, os.W_OK):
-        raise UsageError(f"{parent}: cannot be written")
 
 
 @contextlib.contextmanager

@@ -24,6 +24,29 @@ def alone_in(folder):
         os.close(handle)
 
 
+def umask() -> int:
+    """The process' umask, which can only be read by setting it."""
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def check_parent(path):
+    """UsageError unless path can be written in the folder that it is in."""
+    parent = os.path.dirname(os.path.abspath(path))
+    if not os.path.isdir(parent):
+        raise UsageError(f"{parent}: no such folder")
+    if not os.access(parent, os.W_OK):
+        raise UsageError(f"{parent}: cannot be written")
+
+
+def check_new_folder(path):
+    """UsageError unless path can be made a new folder, or is an empty one."""
+    if os.path.lexists(path) and (os.path.islink(path) or not os.path.isdir(path) or os.listdir(path)):
+        raise UsageError(f"{path}: exists; name a new folder")
+    check_parent(path)
+
+
 def atomic_write(path: str, data: bytes) -> None:
     """Writes data under a temporary name in the same folder, then renames it to path.
 
@@ -50,9 +73,7 @@ def staged(path: str, data: bytes):
                 os.fsync(f.fileno())
         except OSError as error:
             raise OSError(f"{path}: cannot be written: {error.strerror or error}") from error
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(temporary, 0o666 & ~umask)
+        os.chmod(temporary, 0o666 & ~umask())
         yield temporary
     finally:
         with contextlib.suppress(OSError):

@@ -63,5 +63,7 @@ def distortion(original, reconstruction, kind):
     if kind == "ms-ssim":
         planes = [tf.concat(tf.split(x, 3, axis=-1), 0) for x in (original, reconstruction)]
         return MS_SSIM_SCALE * (1 - tf.reduce_mean(tf.reshape(ms_ssim(*planes), [3, -1]), 0))
+    if kind != "mix":
+        raise ValueError(f"distortion must be mse, mix or ms-ssim, not {kind!r}")
     similarity = ms_ssim(luma(original), luma(reconstruction))
     return MSE_SHARE * mse(original, reconstruction) + DISTORTION_SCALE * (1 - MSE_SHARE) * (1 - similarity)

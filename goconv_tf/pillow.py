@@ -95,8 +95,6 @@ class GoConvImageFile(ImageFile.ImageFile):
 def _save(image, fp, filename):
     options = image.encoderinfo
     rates = {name: options.get(name) for name in ("lmbda", "target_bpp", "layers")}
-    if sum(value is not None for value in rates.values()) > 1:
-        raise ValueError("give one of lmbda, target_bpp and layers")
     settings = {name: options[name] for name in ("entropy_coder", "exact") if name in options}
     with _pillow_errors():
         picture = codec.from_pillow(image, filename or "the picture")

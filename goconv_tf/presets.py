@@ -79,6 +79,7 @@ class VariableRateConfig:
     lmbda_max: float = 0.5
 
     model = "variable_rate"
+    has_lambda = True  # lambda is chosen when coding
     layers = (("z_low", "z_high", "y_low", "y_high"),)
 
     def __post_init__(self):
@@ -87,7 +88,7 @@ class VariableRateConfig:
             raise UsageError(f"lambdas must be between 0 and 1, not {self.lmbda_min:g} to {self.lmbda_max:g}")
 
     @property
-    def rates(self) -> str:
+    def rates_text(self) -> str:
         """What can be chosen when coding, in words."""
         return f"lambda {self.lmbda_min:g} to {self.lmbda_max:g}"
 
@@ -138,6 +139,7 @@ class CRPEConfig:
     lmbda: float = 0.01
 
     model = "crpe"
+    has_lambda = False
 
     def __post_init__(self):
         _complete_octave(self)
@@ -151,7 +153,7 @@ class CRPEConfig:
         return ((*(("z2_high", "z2_low") if self.second_hyper else ()), "z1_low", "z1_high", "y_low", "y_high"),)
 
     @property
-    def rates(self) -> str:
+    def rates_text(self) -> str:
         return f"trained for lambda {self.lmbda:g}"
 
     @property
@@ -190,6 +192,7 @@ class ScalableRNNConfig:
     grid_bits: int = 14
 
     model = "scalable_rnn"
+    has_lambda = False
     before = {"grid_bits": 10}  # in folders of earlier versions, which do not say
 
     def __post_init__(self):
@@ -217,7 +220,7 @@ class ScalableRNNConfig:
         return tuple(tuple(f"{kind}_{k}" for kind in kinds) for k in range(self.iterations))
 
     @property
-    def rates(self) -> str:
+    def rates_text(self) -> str:
         return f"{self.iterations} layers"
 
     @property
@@ -292,6 +295,8 @@ def change_settings(config, settings: Sequence[str]):
         if not _fits(now, value):
             raise UsageError(f"{setting!r}: {name} is {json.dumps(now)}, of another type")
         changes[name] = _like(now, value)
+    if "iterations" in changes:  # their lambdas are those of --lambdas, or double
+        changes.setdefault("lambdas", ())
     if "filters" in changes and getattr(config, "latents", None) == config.filters:  # M is N, unless it is said
         changes.setdefault("latents", changes["filters"])
     return dataclasses.replace(config, **changes)

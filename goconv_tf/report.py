@@ -109,6 +109,9 @@ def write(path, curves, images=(), target=0.3, title="Rate and distortion", mode
       images: paths of pictures to show.
       target: bits per pixel that the shown pictures shall not exceed.
       models: names or folders of models that curves are of, for those that the zoo does not have.
+
+    Raises:
+      GoConvError: if a picture cannot be read, or a curve's model is not there.
     """
     infos = [zoo.find_model(model) for model in models] if images else []
     subjects = [subject for subject in (subject_of(curve, infos) for curve in curves) if subject] if images else []

@@ -18,7 +18,12 @@ from goconv_tf import commands
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 flags.DEFINE_string("model", "variable_rate", "Model to train: variable_rate, crpe or scalable_rnn.")
-flags.DEFINE_string("preset", "small", "Preset of the model: paper (crpe: paper-high, paper-low), base, medium (not scalable_rnn), small or tiny.")
+flags.DEFINE_string(
+    "preset",
+    "small",
+    "Preset of the model: paper (crpe: paper-high, paper-low), base, medium (not scalable_rnn), small or tiny. "
+    "Widths only: how the papers trained is in experiments/.",
+)
 flags.DEFINE_integer("num_filters", 0, "N, filters per layer (scalable_rnn: channels of its latents), instead of the preset's.", lower_bound=0)
 flags.DEFINE_integer("num_latents", 0, "M, channels of y, instead of the preset's (or of N, when --num_filters is given).", lower_bound=0)
 flags.DEFINE_multi_string(

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import hashlib
 import json
+import math
 import os
 import pathlib
 import signal
@@ -20,12 +21,21 @@ from goconv_tf.files import alone_in, atomic_write
 from goconv_tf.models import MODELS, crpe, named_weights, principal, principal_rnn, widen
 from goconv_tf.optimizers import Adam, Schedule, Soap
 
+CENTRE_STEPS = 500
+CHOICES = {  # of options
+    "distortion": ("mse", "ms-ssim", "mix"),
+    "quantization": ("noise", "mixed"),
+    "optimizer": ("adam", "soap"),
+    "init": ("random", "pca"),
+    "strategy": ("none", "mirrored", "multi_worker"),
+    "cluster": ("auto", "tf_config", "slurm"),
+}
 PRINCIPAL_STARTS = {"variable_rate": principal.principal_start, "scalable_rnn": principal_rnn.scalable_start}  # of --init pca
 
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """What `goconv_tf.train` takes; its flags say what each is."""
+    """What `goconv_tf.train` takes; its flags (`python -m goconv_tf.train --help`) say what each is, with units and ranges."""
 
     model: str
     preset: str
@@ -81,10 +91,17 @@ class Options:
         for name in ("lambdas", "val_lambdas", "lr_drops"):
             if any(not 0 < value < 1 for value in getattr(self, name)):
                 raise UsageError(f"--{name} takes numbers between 0 and 1, not {','.join(map(str, getattr(self, name)))}")
-        if self.balance and self.model != "variable_rate":
-            raise UsageError(f"--balance is for variable_rate, which draws a lambda for each sample, not for {self.model}")
+        for name in ("balance", "val_lambdas"):
+            if getattr(self, name) and self.model != "variable_rate":
+                raise UsageError(f"--{name} is for variable_rate, which has a lambda for each sample, not for {self.model}")
         if self.patchsize < 16 or self.patchsize % 16:
             raise UsageError(f"--patchsize must be a multiple of 16, not {self.patchsize}")
+        for name, known in CHOICES.items():
+            if getattr(self, name) not in known:
+                raise UsageError(f"--{name} must be {', '.join(known[:-1])} or {known[-1]}, not {getattr(self, name)}")
+        for field in dataclasses.fields(self):
+            if isinstance(value := getattr(self, field.name), float) and not math.isfinite(value):
+                raise UsageError(f"--{field.name} must be finite, not {value}")
         for name in ("lr", "lr_drop_factor"):
             if not getattr(self, name) > 0:
                 raise UsageError(f"--{name} must be above 0, not {getattr(self, name):g}")
@@ -108,7 +125,7 @@ def step_of(model) -> int:
 
 
 def make_optimizer(options: Options):
-    """Adam or SOAP with gradient clipping and averaged weights as the options say."""
+    """Adam or SOAP with gradient clipping and averaged weights as the options say; UsageError for both ways of clipping."""
     if options.clip_norm and options.clip_value:
         raise UsageError("give one of --clip_norm and --clip_value, not both")
     return {"adam": Adam, "soap": Soap}[options.optimizer](
@@ -136,7 +153,13 @@ def averaged_weights(model):
 
 
 class Validator:
-    """Codes whole pictures with real bytes, with a second copy of the model that keeps its compiled functions."""
+    """Codes whole pictures with real bytes, with a second copy of the model that keeps its compiled functions.
+
+    Args:
+      model: the Codec that is trained.
+      paths: pictures, cut to multiples of 16; DataError for those that are too small or that `compress` would refuse.
+      lambdas: to code with; of no effect on models without.
+    """
 
     def __init__(self, model, paths, lambdas):
         self.codec = MODELS[model.config.model](model.config).build_weights()
@@ -192,6 +215,14 @@ class Backup(tf.keras.callbacks.BackupAndRestore):
     def on_epoch_end(self, epoch, logs=None):
         if self.progress.nan_step is None:
             super().on_epoch_end(epoch, logs)
+
+
+class Centre(tf.keras.callbacks.Callback):
+    """Keeps what z is rounded about (`--quantization mixed`) near to what coding has; by the step, so that a resumed run does the same."""
+
+    def on_train_batch_begin(self, batch, logs=None):
+        if self.model.quantization == "mixed" and step_of(self.model) % CENTRE_STEPS == 0:
+            self.model.update_offsets()
 
 
 class Progress(tf.keras.callbacks.Callback):
@@ -271,14 +302,16 @@ class Watch(tf.keras.callbacks.Callback):
             card["training"].pop(private)
         card["training"]["warm_start"] = os.path.basename(os.path.normpath(options.warm_start)) if options.warm_start else ""
         name = options.export_name
+        export = os.path.join(folder, "export")  # written last: a run whose export is there has ended
         with averaged_weights(self.model):
             if self.validator is None:
-                self.model.build_tables()
-                zoo.save_pretrained(self.model, os.path.join(folder, "export"), name, card)
+                try:
+                    self.model.build_tables()
+                    zoo.save_pretrained(self.model, export, name, card)
+                finally:
+                    self.model.drop_tables()  # which are those of the averages
                 return
             rows, loss = self.validator(self.model)
-            picture = self.validator.pictures[0]
-            zoo.save_pretrained(self.validator.codec, os.path.join(folder, "export"), name, card)
         print(f"step {step} validation loss {loss:.4f}: " + ", ".join(f"{lm:g}: {bpp:.3f} bpp {psnr:.2f} dB" for lm, bpp, psnr in rows), flush=True)
         # Losses compare only over the same pictures, lambdas and kind of distortion.
         setting = {
@@ -294,7 +327,9 @@ class Watch(tf.keras.callbacks.Callback):
             zoo.save_pretrained(self.validator.codec, best, name, {**card, "validation": {"loss": loss, **setting}})
         with open(os.path.join(folder, "validation.jsonl"), "a", encoding="utf-8") as f:
             f.write(json.dumps({"step": step, "time": time.time(), "loss": loss, "rows": rows, **setting}) + "\n")
+        zoo.save_pretrained(self.validator.codec, export, name, card)
         if self.writer:
+            picture = self.validator.pictures[0]
             coded = [shown for lm in self.validator.lambdas for shown in self.validator.codec.compress(picture, lm, reconstruct=True).pictures]
             with self.writer.as_default(step):
                 tf.summary.scalar("validation/loss", loss)
@@ -335,7 +370,7 @@ def exported_step(folder) -> int:
 
 
 def make_strategy(name, *where):
-    """tf.distribute strategy "none", "mirrored" or "multi_worker"; where: as `cluster.make_strategy`'s."""
+    """tf.distribute strategy "none", "mirrored" or "multi_worker", UsageError for others; where: as `cluster.make_strategy`'s."""
     if name == "none":
         return tf.distribute.get_strategy()
     if name == "mirrored":
@@ -391,12 +426,17 @@ def start_from(model, warm, name, crops):
     """Gives a new model another's weights: one of the same kind and widths, for CRPE a VariableRate, at CRPE's lambda, or a narrower VariableRate.
 
     crops: function that gives crops of training pictures, uint8 [n, h, w, 3].
+
+    Raises:
+      UsageError: if the two do not fit together.
     """
     if (model.config.model, warm.config.model) == ("crpe", "variable_rate"):
         same = all(
             getattr(model.config, key) == getattr(warm.config, key) for key in ("filters", "latents", "alpha", "hyper_width", "estimation_widths")
         )
-        if same and model.config.second_hyper and model.config.crpe_y:
+        if not (model.config.second_hyper and model.config.crpe_y):
+            raise UsageError(f"--warm_start {name}: a VariableRate is not a start for a CRPE without second_hyper or crpe_y")
+        if same:
             crpe.adopt(model, warm, model.config.lmbda)
             return
     if (model.config.model, warm.config.model) == ("variable_rate", "variable_rate") and widen.fits(model.config, warm.config):
@@ -407,50 +447,6 @@ def start_from(model, warm, name, crops):
         raise UsageError(f"--warm_start {name}: other widths than this run's: {warm.config} against {model.config}")
     for key, target in targets.items():
         target.assign(values[key])
-
-
-def train(options: Options):
-    """Trains, or goes on with, the run in options.checkpoint_dir; returns the trained model.
-
-    Raises:
-      GoConvError: for options or data that do not work, and when the loss is no longer finite
-        (the last good save stays).
-    """
-    options.check()
-    config = make_config(options)
-    lambdas = options.lambdas or config.training_lambdas
-    folder = options.checkpoint_dir
-    paths = data.find_pictures(options.train_glob)
-    source = data.PatchSource(paths, options.patchsize, options.batchsize, lambdas, options.seed, options.flip, options.vivid, options.cache_mb)
-    val_paths = data.find_pictures(options.val_glob) if options.val_glob else []
-    os.makedirs(folder, exist_ok=True)
-    run_path, run = os.path.join(folder, "run.json"), None
-    if os.path.exists(run_path):
-        run = read_run(run_path)
-        for key, missing in (("model", None), ("preset", None), ("num_filters", 0), ("num_latents", 0), ("optimizer", "adam")):
-            if run.get(key, missing) != getattr(options, key):
-                raise UsageError(f"{folder} holds a run with {key} {run.get(key, missing)}, not {getattr(options, key)}")
-        if tuple(run.get("settings", ())) != options.settings:
-            raise UsageError(f"{folder} holds a run with --set {' '.join(run.get('settings', ())) or 'nothing'}")
-        layers = len(make_config(dataclasses.replace(options, lambdas=tuple(run.get("lambdas", ())))).layers)
-        if layers != len(config.layers):
-            raise UsageError(f"{folder} holds a run with {layers} layers, not {len(config.layers)}: --lambdas has one for each")
-        if bool(run["ema"]) != bool(options.ema):
-            raise UsageError(f"{folder} holds a run {'with' if run['ema'] else 'without'} averaged weights: --ema cannot be turned on or off")
-        if "config" in run:  # presets change from version to version; a run goes on as it began, but for its lambdas
-            now = {field: getattr(config, field) for field in run["config"] if field.startswith(("lmbda", "lambdas"))}
-            config = dataclasses.replace(presets.make_config(options.model, run["config"]), **now)
-    contents = dataclasses.asdict(options)
-    if run is None or "config" in run:  # a run of an earlier version may have had other widths than presets have now
-        contents["config"] = dataclasses.asdict(config)
-    strategy = make_strategy(options.strategy, options.cluster, options.port)
-    chief = cluster.is_chief(strategy)
-    tell = print if chief else lambda *args, **kwargs: None
-    tell(f"{len(source.paths)} pictures; left out {source.too_small} too small, {source.unreadable} unreadable", flush=True)
-    if options.batchsize % strategy.num_replicas_in_sync:
-        raise UsageError(f"--batchsize {options.batchsize} is not a multiple of the {strategy.num_replicas_in_sync} devices")
-    with cluster.lost_workers(strategy, folder), alone_in(folder) if chief else contextlib.nullcontext():
-        return _run(options, config, contents, lambdas, paths, source, val_paths, strategy, tell)
 
 
 def read_run(path):
@@ -466,13 +462,79 @@ def read_run(path):
     return run
 
 
-def _run(options, config, contents, lambdas, paths, source, val_paths, strategy, tell):
-    """`train`, after its checks; contents: of run.json."""
-    folder, chief = options.checkpoint_dir, cluster.is_chief(strategy)
-    run_path, backup_dir = os.path.join(folder, "run.json"), os.path.join(folder, "backup")
-    start, total = saved_step(backup_dir), cluster.make_total(strategy)
-    if total(start) != start * total(1):
-        raise UsageError(f"the workers see different saves in {folder}: it must be one folder that all of them share")
+def _resumed(options: Options):
+    """(options, config, contents of run.json) of the run in options.checkpoint_dir, which one that is there began with but for its lambdas.
+
+    Raises:
+      UsageError: where the options are not that run's.
+      CheckpointError: where its run.json is damaged.
+    """
+    folder, config, run = options.checkpoint_dir, make_config(options), None
+    run_path = os.path.join(folder, "run.json")
+    if os.path.exists(run_path):
+        run = read_run(run_path)
+        for key, missing in (("model", None), ("preset", None), ("num_filters", 0), ("num_latents", 0), ("optimizer", "adam")):
+            if run.get(key, missing) != getattr(options, key):
+                raise UsageError(f"{folder} holds a run with {key} {run.get(key, missing)}, not {getattr(options, key)}")
+        if tuple(run.get("settings", ())) != options.settings:
+            raise UsageError(f"{folder} holds a run with --set {' '.join(run.get('settings', ())) or 'nothing'}")
+        layers = len(make_config(dataclasses.replace(options, lambdas=tuple(run.get("lambdas", ())))).layers)
+        if layers != len(config.layers):
+            raise UsageError(f"{folder} holds a run with {layers} layers, not {len(config.layers)}: --lambdas has one for each")
+        if bool(run["ema"]) != bool(options.ema):
+            raise UsageError(f"{folder} holds a run {'with' if run['ema'] else 'without'} averaged weights: --ema cannot be turned on or off")
+        if saved_step(os.path.join(folder, "backup")):
+            options = dataclasses.replace(options, **{name: run[name] for name in ("warm_start", "init") if name in run})
+        if "config" in run:  # presets change from version to version
+            now = {field: getattr(config, field) for field in run["config"] if field.startswith(("lmbda", "lambdas"))}
+            config = dataclasses.replace(presets.make_config(options.model, run["config"]), **now)
+    contents = dataclasses.asdict(options)
+    if run is None or "config" in run:  # a run of an earlier version may have had other widths than presets have now
+        contents["config"] = dataclasses.asdict(config)
+    return options, config, contents
+
+
+def train(options: Options):
+    """Trains, or goes on with, the run in options.checkpoint_dir; returns the trained model.
+
+    Raises:
+      GoConvError: for options or data that do not work, and when the loss is no longer finite
+        (the last good save stays).
+    """
+    options.check()
+    options, config, contents = _resumed(options)
+    folder = options.checkpoint_dir
+    source = data.PatchSource(
+        data.find_pictures(options.train_glob),
+        options.patchsize,
+        options.batchsize,
+        options.lambdas or config.training_lambdas,
+        options.seed,
+        options.flip,
+        options.vivid,
+        options.cache_mb,
+    )
+    val_paths = data.find_pictures(options.val_glob) if options.val_glob else []
+    os.makedirs(folder, exist_ok=True)
+    strategy = make_strategy(options.strategy, options.cluster, options.port)
+    chief = cluster.is_chief(strategy)
+    if chief:
+        print(f"{len(source.paths)} pictures; left out {source.too_small} too small, {source.unreadable} unreadable", flush=True)
+    if options.batchsize % strategy.num_replicas_in_sync:
+        raise UsageError(f"--batchsize {options.batchsize} is not a multiple of the {strategy.num_replicas_in_sync} devices")
+    with cluster.lost_workers(strategy, folder), alone_in(folder) if chief else contextlib.nullcontext():
+        start, total = saved_step(os.path.join(folder, "backup")), cluster.make_total(strategy)
+        if total(start) != start * total(1):
+            raise UsageError(f"the workers see different saves in {folder}: it must be one folder that all of them share")
+        model = _compiled_model(options, config, source, strategy, start)
+        if chief:
+            atomic_write(os.path.join(folder, "run.json"), json.dumps(contents, indent=1).encode())
+        _fit(options, model, source, val_paths, strategy, start)
+    return model
+
+
+def _compiled_model(options: Options, config, source, strategy, start):
+    """The model with its optimizer; before step 0 with the weights that the options have it begin with, which a save replaces later."""
     with strategy.scope():
         tf.random.set_seed(options.seed)
         tf.keras.utils.set_random_seed(options.seed)
@@ -480,7 +542,10 @@ def _run(options, config, contents, lambdas, paths, source, val_paths, strategy,
 
         def crops():
             count, side = principal.CROPS
-            return data.PatchSource(paths, side, count, lambdas, options.seed, options.flip, cache_mb=0)(0)[0]  # drawn from once
+            try:
+                return data.PatchSource(source.paths, side, count, source.lambdas, options.seed, options.flip, cache_mb=0)(0)[0]  # drawn from once
+            except DataError as error:
+                raise DataError(f"this start is made of crops of {side} x {side} pixels: {error}") from None
 
         if not start:
             if options.warm_start:
@@ -492,20 +557,25 @@ def _run(options, config, contents, lambdas, paths, source, val_paths, strategy,
         optimizer = make_optimizer(options)
         optimizer.build(model.trainable_variables)
         model.compile(optimizer=optimizer)
+    return model
 
-    if chief:
-        atomic_write(run_path, json.dumps(contents, indent=1).encode())
 
+def _fit(options: Options, model, source, val_paths, strategy, start):
+    """Trains a compiled model from step `start` on, and saves, exports and validates it; a run that has ended lacks its last export at most."""
+    folder, chief = options.checkpoint_dir, cluster.is_chief(strategy)
+    backup_dir, total = os.path.join(folder, "backup"), cluster.make_total(strategy)
     ended = start >= options.last_step
     if ended and (cluster.spans_machines(strategy) or exported_step(folder) >= start):
         raise UsageError(f"{folder} is already at step {start} of {options.last_step}: raise --last_step to go on")
     gpus = len(tf.config.list_logical_devices("GPU"))
-    tell(
-        f"{'exporting' if ended else 'going on from' if start else 'starting at'} step {start}, {gpus or 'no'} GPU{'s' if gpus > 1 else ''}",
-        flush=True,
-    )
+    if chief:
+        begun = "exporting" if ended else "going on from" if start else "starting at"
+        print(f"{begun} step {start}, {gpus or 'no'} GPU{'s' if gpus > 1 else ''}", flush=True)
     writer = tf.summary.create_file_writer(os.path.join(folder, "tensorboard")) if options.tensorboard and chief else None
-    validator = Validator(model, val_paths, options.val_lambdas or lambdas) if val_paths and chief else None
+    val_lambdas = options.val_lambdas or options.lambdas or model.config.training_lambdas
+    if options.val_lambdas and not model.config.lmbda_min <= min(val_lambdas) <= max(val_lambdas) <= model.config.lmbda_max:
+        raise UsageError(f"--val_lambdas must be within {model.config.lmbda_min:g} to {model.config.lmbda_max:g}, which is trained for")
+    validator = Validator(model, val_paths, val_lambdas) if val_paths and chief else None
     progress = Progress(options, os.path.join(folder, "log.jsonl") if chief else None, writer, total)
     watch = [Watch(options, validator, writer, progress)] if chief else []
     backup = Backup(backup_dir, progress)
@@ -515,21 +585,15 @@ def _run(options, config, contents, lambdas, paths, source, val_paths, strategy,
         with strategy.scope(), save_errors(backup_dir):
             backup.on_train_begin()
             watch[0].watch()
-        return model
+        return
     with stopped_by_signals(progress.stop), data_errors(), save_errors(backup_dir):
         model.fit(
             cluster.dataset(source, start, strategy),
             epochs=2**31,  # Progress ends the run; an "epoch" is the time between two saves
             steps_per_epoch=options.save_steps,
             verbose=0,
-            callbacks=[
-                tf.keras.callbacks.TerminateOnNaN(),
-                progress,
-                backup,
-                *watch,
-            ],
+            callbacks=[tf.keras.callbacks.TerminateOnNaN(), Centre(), progress, backup, *watch],
         )
         total(0)  # the others wait until the chief has written everything
     if progress.nan_step is not None:
         raise GoConvError(f"the loss is not finite at step {progress.nan_step}; the last good save is that of step {saved_step(backup_dir)}")
-    return model

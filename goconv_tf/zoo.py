@@ -14,12 +14,15 @@ import os
 import re
 import threading
 import zlib
-from typing import Any, Dict, List, NamedTuple, Optional
+from typing import TYPE_CHECKING, Any, Dict, List, NamedTuple, Optional, Tuple
 
 from goconv_tf import cards, hub
 from goconv_tf.errors import CheckpointError, UsageError
 from goconv_tf.files import atomic_write, staged
 from goconv_tf.presets import make_config
+
+if TYPE_CHECKING:
+    from goconv_tf.models import Codec
 
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
 PREVIOUS_FILE = "previous.safetensors"  # there only while a folder is written
@@ -98,7 +101,7 @@ def _check_card(card):
         raise TypeError(f"card is {type(card).__name__}")
     for row in card.get("kodak", ()):
         values = [row["bpp"], *(row[name] for name in ("psnr-rgb", "ms-ssim-rgb") if row.get(name) is not None)]
-        if not all(isinstance(value, (int, float)) for value in values):
+        if not all(isinstance(value, (int, float)) and abs(value) < 1e9 for value in values):  # JSON has integers that no float can be
             raise TypeError("a measure in the card's kodak is no number")
 
 
@@ -108,9 +111,11 @@ def all_models() -> List[ModelInfo]:
 
 
 def _models_in(folder):
-    found = []
-    for entry in sorted(os.listdir(folder)) if os.path.isdir(folder) else []:
-        # A broken folder must not hide the others; asking for it by name says what is wrong.
+    # A broken folder, or one that may not be read, must not hide the others; asking for a model by name says what is wrong.
+    found, entries = [], []
+    with contextlib.suppress(OSError):
+        entries = sorted(os.listdir(folder))
+    for entry in entries:
         with contextlib.suppress(CheckpointError):
             found.append(read_info(_model_folder(os.path.join(folder, entry))))
     return found
@@ -158,7 +163,7 @@ def _fingerprint(name: str, fields: dict, sha256: str) -> str:
     return hashlib.sha256(identity.encode()).hexdigest()[:8]
 
 
-def save_pretrained(model, path: str, name: str, card=None, dtype: str = "float32") -> ModelInfo:
+def save_pretrained(model: "Codec", path: str, name: str, card: Optional[Dict[str, Any]] = None, dtype: str = "float32") -> ModelInfo:
     """Writes a model's weights and coding tables as a model folder, and a card (README.md) unless somebody else wrote one.
 
     Args:
@@ -292,7 +297,19 @@ def _read_weights(info: ModelInfo) -> bytes:
     raise CheckpointError(f"{path} is damaged: its SHA-256 is not the one in {CONFIG_FILE}")
 
 
-def load_pretrained(name_or_path: str, fold: bool = True):
+def _read_model(info: ModelInfo) -> Tuple[ModelInfo, bytes]:
+    """A folder's info and the bytes of its weights, of the same model: another one may be written while they are read."""
+    while True:
+        try:
+            return info, _read_weights(info)
+        except CheckpointError:
+            now = read_info(info.path)
+            if now.sha256 == info.sha256:
+                raise
+            info = now
+
+
+def load_pretrained(name_or_path: str, fold: bool = True) -> "Codec":
     """A model from the zoo or a folder, ready to code.
 
     Args:
@@ -311,11 +328,11 @@ def load_pretrained(name_or_path: str, fold: bool = True):
     from goconv_tf.entropy import CodingTable
     from goconv_tf.models import named_weights
 
-    info = find_model(name_or_path)
+    info, data = _read_model(find_model(name_or_path))
     weights_path = os.path.join(info.path, WEIGHTS_FILE)
     try:
-        arrays = load(_read_weights(info))
-    except (SafetensorError, KeyError) as error:  # KeyError: types of numbers that NumPy lacks
+        arrays = load(data)
+    except (SafetensorError, KeyError, ValueError) as error:  # of NumPy: types of numbers and sizes of arrays that it lacks
         raise CheckpointError(f"{weights_path} cannot be read: {error}") from error
     model = new_model(info.config)
     weights = named_weights(model)
@@ -385,7 +402,7 @@ def integers_hash(model) -> str:
     return digest.hexdigest()[:16]
 
 
-def new_model(config):
+def new_model(config) -> "Codec":
     """A freshly initialised model of a config, such as `presets.get_preset("variable_rate", "small")`."""
     from goconv_tf.models import MODELS
 

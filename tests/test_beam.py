@@ -220,6 +220,11 @@ def test_there_and_back_on_another_filesystem(model, rnn, memory):
     assert run("decompress", "mem://coded/**.gcv", "mem://decoded", "--allow_truncated") == 3
     summary = json.loads(memory["mem://decoded/_summary.json"])
     assert (summary["done"], summary["dead_letters"]) == (5, 1)
+    # What was decoded in part is no whole picture now, nor is an original of the same size what decoding gives.
+    memory["mem://decoded/0/a.png"] = png(draw(32, 48))
+    assert run("decompress", "mem://coded/**.gcv", "mem://decoded") == 3
+    reasons = {row["path"]: row["reason"] for row in map(json.loads, memory["mem://decoded/_dead_letters.jsonl"].splitlines())}
+    assert len(reasons) == 3 and "cut short" in reasons["mem://coded/2/cut.gcv"] and "in the way" in reasons["mem://coded/0/a.gcv"]
     assert not [path for path in memory if archive.TEMPORARY in path]
 
 
@@ -322,4 +327,4 @@ def test_what_cannot_be_run(memory, model, model_dir, tmp_path, monkeypatch, cap
     monkeypatch.delattr(goconv_tf, "archive")
     args = ["compress", "--input=a", "--output=b", "--model=tiny-test"]
     assert commands.status_of(beam.main, args) == 1
-    assert capsys.readouterr().err == "error: Apache Beam is not installed: pip install 'goconv_tf[beam]'\n"
+    assert capsys.readouterr().err == "error: Apache Beam is not installed: pip install apache-beam\n"

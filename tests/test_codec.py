@@ -1,7 +1,7 @@
 """Picture files to streams and back: sizes, modes, rate control, damage."""
 
-import binascii
 import concurrent.futures
+import hashlib
 import io
 import json
 import math
@@ -375,7 +375,20 @@ def test_estimates_are_those_of_files_also_in_tiles(kind, request, monkeypatch):
 
 
 def test_crc_is_the_one_the_format_names():
-    assert binascii.crc_hqx(b"123456789", 0) == 0x31C3  # CRC-16/XMODEM
+    """CRC-16/XMODEM, whose check value is 0x31C3, little-endian before a section; of all up to that section's end but for checksums."""
+
+    def crc(data):
+        value = 0
+        for byte in data:
+            value ^= byte << 8
+            for _ in range(8):
+                value = (value << 1 ^ (0x1021 if value & 0x8000 else 0)) & 0xFFFF
+        return value.to_bytes(2, "little")
+
+    assert crc(b"123456789") == bytes([0xC3, 0x31])
+    data = bitstream.pack(bitstream.Stream("tfc", 1, 2, 3, 16, 16, [bitstream.Layer(0, [b"", b"123456789"])]))
+    start, length, section = data[:-14], data[-12:-11], data[-9:]
+    assert data[-14:-12] == crc(start) and data[-11:-9] == crc(start + length + section)
 
 
 def test_streams_of_other_models_and_weights(model, model_dir, tmp_path):
@@ -412,6 +425,18 @@ def test_a_broken_folder_does_not_hide_the_zoo(model, model_dir, tmp_path, monke
     (tmp_path / "stale" / zoo.CONFIG_FILE).write_text(stale.replace(model.info.fingerprint, "00000000"))
     monkeypatch.setenv("GOCONV_TF_ZOO", str(tmp_path))
     assert "tiny-test" in [info.name for info in zoo.list_models()]
+    listdir = os.listdir
+
+    def refused(path):  # as root may read everything, modes do not show it here
+        if path == str(tmp_path / "locked"):
+            raise PermissionError(13, "Permission denied", path)
+        return listdir(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "listdir", refused)
+        patch.setenv("GOCONV_TF_ZOO", os.pathsep.join([str(tmp_path / "locked"), str(tmp_path)]))
+        (tmp_path / "locked").mkdir()
+        assert "tiny-test" in [info.name for info in zoo.list_models()]
     stream = bitstream.unpack(codec.compress(model, draw(40, 40), lmbda=0.02).data, 10**6)
     assert codec.find_stream_model(stream).path == str(tmp_path / "good")
     with pytest.raises(CheckpointError, match="cannot be read"):
@@ -426,7 +451,7 @@ def test_a_broken_folder_does_not_hide_the_zoo(model, model_dir, tmp_path, monke
     "damage",
     [
         *({"name": name} for name in ("../victim", 5, "", "..", "a\nb")),
-        *({"card": card} for card in ([], {"kodak": [{}]}, {"kodak": 3}, {"kodak": [{"bpp": "0.5"}]}, {"kodak": [3]})),
+        *({"card": card} for card in ([], {"kodak": [{}]}, {"kodak": 3}, {"kodak": [{"bpp": "0.5"}]}, {"kodak": [3]}, {"kodak": [{"bpp": 10**400}]})),
         *({"config": {"lmbda_min": value}} for value in (0.0, -1, 0.9)),
         *(
             {"config": {key: value}}
@@ -455,6 +480,58 @@ def test_cards_are_free_but_for_what_is_read(model, tmp_path):
     assert zoo.read_info(str(tmp_path)).sha256 == info.sha256
 
 
+def test_a_picture_within_iptc_data_is_not_read(tmp_path):
+    """Pillow shows its size and mode only when it is loaded, past every limit."""
+
+    def field(record, dataset, data):
+        return bytes([0x1C, record, dataset]) + len(data).to_bytes(2, "big") + data
+
+    buffer = io.BytesIO()
+    Image.fromarray(np.zeros([50, 40, 4], np.uint8)).save(buffer, "PNG")
+    data = field(3, 60, bytes([1, 0])) + field(3, 20, b"\0\1") + field(3, 30, b"\0\1") + field(3, 120, b"\0\1")
+    (tmp_path / "a.jpg").write_bytes(data + field(8, 10, buffer.getvalue()))
+    with Image.open(tmp_path / "a.jpg") as image:
+        assert image.format == "IPTC" and image.size == (1, 1)
+    with pytest.raises(ImageError, match="IPTC"):
+        codec.read_picture(str(tmp_path / "a.jpg"), max_pixels=100)
+
+
+def test_an_original_beside_its_stream_stays(model, model_dir, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(zoo, "load_pretrained", lambda path: model)
+    stream, original = tmp_path / "a.gcv", tmp_path / "a.gcv.png"
+    stream.write_bytes(codec.compress(model, draw(40, 48), lmbda=0.02).data)
+    Image.fromarray(draw(40, 48)).save(original)
+    before = original.read_bytes()
+    assert commands.decompress([str(stream)], model_dir) == 1 and original.read_bytes() == before
+    assert "not marked as decompress marks what it writes" in capsys.readouterr().err
+    assert commands.decompress([str(stream), str(original)], model_dir) == 0 and original.read_bytes() != before  # as it was told to
+    assert commands.decompress([str(stream)], model_dir) == 0
+
+
+def test_one_way_to_choose_a_rate(model):
+    for rates in ({"lmbda": 0.02, "target_bpp": 0.5}, {"layers": 1, "target_bpp": 0.5}):
+        with pytest.raises(RateError, match="give target_bpp without"):
+            codec.compress(model, draw(32, 32), **rates)
+
+
+def test_a_model_that_is_replaced_while_it_is_read(model_dir, tmp_path, monkeypatch):
+    """Its config.json is read, then both files change: what is loaded is the new one."""
+    source, path = zoo.load_pretrained(model_dir, fold=False), str(tmp_path / "m")
+    zoo.save_pretrained(source, path, "m")
+    read, saved = zoo._read_weights, []
+
+    def slow(info):
+        if not saved:
+            saved.append(zoo.save_pretrained(source, path, "m", dtype="float16"))
+        return read(info)
+
+    monkeypatch.setattr(zoo, "_read_weights", slow)
+    assert zoo.load_pretrained(path).info.fingerprint == saved[0].fingerprint
+    pathlib.Path(path, zoo.WEIGHTS_FILE).write_bytes(b"damage")
+    with pytest.raises(CheckpointError, match="is damaged"):
+        zoo.load_pretrained(path)
+
+
 def test_weights_that_are_not_those_asked_for(model, model_dir):
     assert zoo.shared(model_dir, model.info.fingerprint).info.fingerprint == model.info.fingerprint
     with pytest.raises(CheckpointError, match=f"has weights {model.info.fingerprint} by now, not 00000000"):
@@ -466,6 +543,7 @@ def test_coding_tables_that_are_none(model_dir, tmp_path):
         lambda table: setattr(table, "offset", table.offset[:-1]),
         lambda table: setattr(table, "cdf", table.cdf[: len(table.cdf) // 2]),
         lambda table: setattr(table, "cdf", np.where(table.cdf == 2**16, 2**16 - 1, table.cdf)),
+        lambda table: setattr(table, "offset", table.offset - 2**30),
     ):
         model = zoo.load_pretrained(model_dir, fold=False)
         change(next(iter(model.entropy_models().values())).table)
@@ -480,7 +558,19 @@ def test_damaged_model_folders(model_dir, tmp_path):
     with pytest.raises(CheckpointError, match=r"no config\.json"):
         zoo.find_model(str(tmp_path))
     copy = str(tmp_path / "copy")
+
+    def rewrite(change):
+        """Weights that are not an encoder's, with a SHA-256 that says they are."""
+        path, config_path = pathlib.Path(copy, zoo.WEIGHTS_FILE), pathlib.Path(copy, zoo.CONFIG_FILE)
+        data, config = path.read_bytes(), json.loads(config_path.read_text())
+        size = int.from_bytes(data[:8], "little")
+        header = json.dumps(change(json.loads(data[8 : 8 + size]))).encode()
+        path.write_bytes(len(header).to_bytes(8, "little") + header + data[8 + size :])
+        config_path.write_text(json.dumps({**config, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}))
+
+    huge = {"dtype": "F32", "shape": [0, 2**40, 2**40], "data_offsets": [0, 0]}
     for damage, message in (
+        (lambda: rewrite(lambda header: {**header, "more": huge}), "cannot be read"),
         (lambda: os.truncate(os.path.join(copy, zoo.WEIGHTS_FILE), 5000), "damaged"),
         (lambda: os.remove(os.path.join(copy, zoo.WEIGHTS_FILE)), "cannot be read"),
         (lambda: pathlib.Path(copy, zoo.CONFIG_FILE).write_text("{}"), "cannot be read"),

@@ -16,7 +16,6 @@ from test_variable_rate import Recorder
 from goconv_tf import bitstream, codec, entropy, metrics, presets, training, zoo
 from goconv_tf.errors import BitstreamError, RateError, UsageError
 from goconv_tf.models import CRPE, named_weights
-from goconv_tf.models.crpe import adopt
 
 TINY = presets.get_preset("crpe", "tiny")
 
@@ -202,9 +201,9 @@ def test_starts_from_a_variable_rate_model(model_dir):
             np.testing.assert_allclose(theirs.latents[name], ours.latents[name], atol=1e-3)
             for a, b in zip(theirs.parameters[name], ours.parameters[name]):
                 np.testing.assert_allclose(a, b, atol=2e-3)
-    with pytest.raises(UsageError, match="other widths"):
-        training.start_from(CRPE(dataclasses.replace(TINY, filters=16, latents=8)).build_weights(), source, "x", None)
-    assert adopt.__doc__
+    for changes, message in (({"filters": 16, "latents": 8}, "other widths"), ({"crpe_y": False}, "without second_hyper or crpe_y")):
+        with pytest.raises(UsageError, match=message):
+            training.start_from(CRPE(dataclasses.replace(TINY, **changes)).build_weights(), source, "x", None)
 
 
 class Pass(Recorder):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from goconv_tf.entropy import CODERS, CodingTable, Decoder, Encoder, FactorizedPrior, GaussianConditional, NoisyWalker, RoundingWalker, coders
+from goconv_tf.entropy import CODERS, Decoder, Encoder, FactorizedPrior, GaussianConditional, NoisyWalker, RoundingWalker, coders
 from goconv_tf.errors import BitstreamError
 
 
@@ -141,13 +141,6 @@ def test_factorized_table_matches_its_density(prior):
         first = prior.table.offset[channel] + 400
         frequencies = np.diff(row)[:-1] / 65536
         np.testing.assert_allclose(frequencies, probability[first : first + len(frequencies), channel], atol=2e-3)
-
-
-def test_table_survives_storage(conditional, gaussian):
-    symbols, indexes, _ = gaussian
-    copy = CodingTable(conditional.table.cdf.copy(), conditional.table.offset.copy())
-    coder = CODERS["tfc"]
-    assert coder.encode(symbols, indexes, copy) == coder.encode(symbols, indexes, conditional.table)
 
 
 @pytest.mark.parametrize("name", CODERS)

@@ -94,7 +94,7 @@ def test_evaluate_resumes_after_any_interruption(model, model_dir, pictures, tmp
         subject.code(draw(32, 32), {"lmbda": 0.02})
     with pytest.raises(GoConvError, match="changed while it was measured"):
         evaluation._measure_task(specs[0], "tiny-test 00000000 tfc", os.path.join(pictures, "0.png"), {"lmbda": 0.02})
-    # Other weights under the same name are measured anew; a changed picture too.
+    # Each once, however often it is asked for.
     assert len(evaluation.Store(str(tmp_path / "measured.jsonl")).rows) == 6 + 2 * len(evaluation.CODECS["jpeg"][3])
 
 

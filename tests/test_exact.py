@@ -86,7 +86,7 @@ def test_signal_convolutions(kernel_size, strides, transpose):
     np.testing.assert_allclose(result / exact.GRID, layer(tf.constant(x[None] / exact.GRID, tf.float32))[0], atol=0.01)
 
 
-@pytest.mark.parametrize("what", [{"kernel_size": (3, 5)}, {"data_format": "channels_first"}, {"padding": "valid"}, {"strides": 2}])
+@pytest.mark.parametrize("what", [{"kernel_size": (3, 5)}, {"data_format": "channels_first"}])
 def test_what_has_no_exact_form_says_so(what):
     layer = Conv2D(**{"filters": 4, "kernel_size": 3, **what})
     layer.build([None, 8, 8, 8])

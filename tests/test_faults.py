@@ -14,7 +14,7 @@ import pytest
 from conftest import ROOT, draw
 from PIL import Image
 
-from goconv_tf import codec, commands, zoo
+from goconv_tf import codec, commands, training, zoo
 from goconv_tf.errors import CheckpointError, GoConvError
 from goconv_tf.files import atomic_write
 
@@ -152,8 +152,8 @@ def test_paths_that_are_not_what_they_should_be(model, model_dir, photo, tmp_pat
         commands.compress([photo], model_dir, output_dir=str(tmp_path / "file"))
 
 
-def test_an_unreadable_training_save_is_said(tmp_path):
-    """A disk that is full when a run saves: one line, and the last whole save stays."""
+def test_a_disk_that_is_full_when_a_run_saves(tmp_path):
+    """One line, and the last whole save stays."""
     folder = tmp_path / "photos"
     folder.mkdir()
     for k in range(2):
@@ -161,14 +161,17 @@ def test_an_unreadable_training_save_is_said(tmp_path):
     code = """
 import resource, sys
 from goconv_tf import train
-resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, resource.RLIM_INFINITY))
+if "--last_step=2" in sys.argv:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, resource.RLIM_INFINITY))
 from absl import app
 app.run(train.main)
 """
-    args = ["--preset=tiny", f"--train_glob={folder}", "--patchsize=64", "--batchsize=1", "--last_step=2", "--save_steps=1", "--notensorboard"]
+    args = ["--preset=tiny", f"--train_glob={folder}", "--patchsize=64", "--batchsize=1", "--save_steps=1", "--notensorboard"]
     args.append(f"--checkpoint_dir={tmp_path / 'run'}")
     env = {**os.environ, "PYTHONPATH": ROOT}
-    done = subprocess.run([sys.executable, "-c", code, *args], env=env, capture_output=True, text=True, check=False)
-    assert done.returncode == 1, done.stderr[-2000:]
+    for last, status in ((1, 0), (2, 1)):
+        done = subprocess.run([sys.executable, "-c", code, *args, f"--last_step={last}"], env=env, capture_output=True, text=True, check=False)
+        assert done.returncode == status, done.stderr[-2000:]
     lines = [line for line in done.stderr.splitlines() if line.startswith("goconv_tf.train:")]
-    assert len(lines) == 1 and "failed" in lines[0] and "Traceback" not in done.stderr
+    assert len(lines) == 1 and "failed" in lines[0] and "the last whole one is of step 1" in lines[0] and "Traceback" not in done.stderr
+    assert training.saved_step(str(tmp_path / "run" / "backup")) == 1

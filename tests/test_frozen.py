@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from goconv_tf import codec, zoo
+from goconv_tf import bitstream, codec, zoo
 from goconv_tf.entropy import coders
 
 STREAMS = sorted(glob.glob(os.path.join(os.path.dirname(__file__), "frozen", "*", "*.gcv")))
@@ -34,7 +34,9 @@ def test_decodes(path, monkeypatch):
 
     monkeypatch.setattr(coders._Coder, "_decode_escapes", staticmethod(spy))
     with open(path, "rb") as f:
-        decoded = codec.decompress(zoo.shared(os.path.dirname(path)), f.read())
+        data = f.read()
+    assert bitstream.unpack(data, 10**6).coder == ("range-coder" if "coder.gcv" in path else "tfc")
+    decoded = codec.decompress(zoo.shared(os.path.dirname(path)), data)
     with Image.open(path[:-4] + ".png") as image:
         assert np.std(image) > 20 and (sum(escapes) or "noise" not in path)
         assert np.abs(decoded.astype(int) - np.asarray(image)).max() <= 1  # latents are exact; the synthesis rounds

@@ -182,6 +182,8 @@ def test_odd_sizes_stay_in_step(size):
         dict(filters=2, alpha=0.1),
         dict(kernel_parameter="x"),
         dict(kernel_size=(3, 3)),
+        dict(kernel_size=0),
+        dict(inter_kernel_size=0),
         dict(filters=8.5),
     ],
 )
@@ -210,6 +212,7 @@ def test_calls_that_a_layer_was_not_built_for_say_so():
         SignalConv2D(4, 3, activation=tf.nn.relu, data_format="channels_first")
 
 
+@tf.keras.saving.register_keras_serializable("test")
 class Careless(tf.keras.layers.Layer):
     """Its build does not call super's, as in Keras' own examples."""
 
@@ -218,6 +221,60 @@ class Careless(tf.keras.layers.Layer):
 
     def call(self, x):
         return x * self.gain
+
+
+class Bare(tf.keras.layers.Layer):
+    """Takes no arguments at all."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = Careless()
+
+    def call(self, x):
+        return self.inner(x)
+
+
+def test_layers_of_ones_own_as_activations(tmp_path):
+    image = tf.keras.Input([8, 8, 3])
+    model = tf.keras.Model(image, list(GoConv2D(4, 3, activation=Careless)(image)))
+    x = np.random.default_rng(0).normal(size=(2, 8, 8, 3)).astype(np.float32)
+    model.save(tmp_path / "model.keras")
+    clone = tf.keras.models.clone_model(model)
+    clone.set_weights(model.get_weights())
+    for other in (tf.keras.models.load_model(tmp_path / "model.keras"), clone):
+        for ours, theirs in zip(model(x), other(x)):
+            np.testing.assert_array_equal(ours, theirs)
+    layer = GoConv2D(4, 3, activation=Bare)
+    layer(x)
+    assert layer.high_activation.inner.gain.shape == [2] and layer.high_activation is not layer.down_activation
+
+
+@pytest.mark.parametrize("make", [lambda **kwargs: GoConv2D(4, 3, alpha=0, **kwargs), GDN])
+def test_activity_regularizers_are_kept(make):
+    image = tf.keras.Input([8, 8, 3])
+    model = tf.keras.Model(image, make(activity_regularizer=tf.keras.regularizers.L2(0.5))(image))
+    clone = tf.keras.models.clone_model(model)
+    clone.set_weights(model.get_weights())
+    x = np.ones([1, 8, 8, 3], np.float32)
+    for each in (model, clone):
+        y = each(x)
+        np.testing.assert_allclose(each.losses[0], 0.5 * np.sum(np.square(y)), rtol=1e-5)
+
+
+def test_sums_of_pairs_and_layers_for_each_frequency():
+    image = tf.keras.Input([9, 7, 3])
+    x = GoConv2D(6, 3)(image)
+    y = (x + GoConv2D(6, 3)(x)).map(lambda: tf.keras.layers.MaxPool2D(2, padding="same"))
+    model = tf.keras.Model(image, [*x, *y])
+    clone = tf.keras.models.clone_model(model)
+    clone.set_weights(model.get_weights())
+    inputs = np.random.default_rng(0).normal(size=(1, 9, 7, 3)).astype(np.float32)
+    high, low, pooled_high, pooled_low = clone(inputs)
+    assert pooled_high.shape == [1, 5, 4, 3] and pooled_low.shape == [1, 3, 2, 3]
+    added = OctaveTensor(high, low) + model.layers[2](OctaveTensor(high, low))
+    assert isinstance(added, OctaveTensor)
+    np.testing.assert_allclose(tf.nn.max_pool2d(added.high, 2, 2, "SAME"), pooled_high, atol=1e-6)
+    np.testing.assert_allclose(tf.nn.max_pool2d(added.low, 2, 2, "SAME"), pooled_low, atol=1e-6)
 
 
 @pytest.mark.parametrize("kind", [GoConv2D, GoConv2DTranspose, ModulatedGoConv2D, ModulatedGoConv2DTranspose])

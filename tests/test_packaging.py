@@ -64,10 +64,15 @@ def test_sdist_holds_what_tests_and_documentation_need(dist):
     with tarfile.open(next(dist.glob("*.tar.gz"))) as sdist:
         names = {name.split("/", 1)[1] for name in sdist.getnames() if "/" in name}
     tracked = pathlib.Path(ROOT)
-    wanted = [path for folder in ("tests", "experiments", "notebooks", "docs") for path in tracked.joinpath(folder).rglob("*") if path.is_file()]
+    wanted = [
+        path
+        for folder in ("tests", "experiments", "notebooks", "docs", "benchmarks", "checkpoints")
+        for path in tracked.joinpath(folder).rglob("*")
+        if path.is_file()
+    ]
     missing = {str(path.relative_to(ROOT)) for path in wanted if not {"__pycache__", "executed"} & set(path.parts)} - names
     assert not missing
-    assert {"Makefile", "requirements.txt", "LICENSE", "README.md", "CHANGELOG.md", "checkpoints/README.md"} <= names
+    assert {".pre-commit-config.yaml", "Makefile", "requirements.txt", "LICENSE", "README.md", "CHANGELOG.md", "checkpoints/README.md"} <= names
     assert not [name for name in names if name.startswith((".venv", "build", "dist", ".git/")) or name.endswith(".pyc")]
 
 

@@ -108,17 +108,14 @@ class Recorder(RoundingWalker):
 
 @pytest.mark.parametrize(
     ("changed", "sigmas", "pictures"),
-    [("z_0", {"y_0", "y_1", "y_2"}, {0, 1, 2}), ("z_1", {"y_1", "y_2"}, {1, 2}), ("y_1", {"y_2"}, {1, 2}), ("y_2", set(), {2})],
+    [("z_0", {"y_0", "y_1", "y_2"}, set()), ("z_1", {"y_1", "y_2"}, set()), ("y_1", {"y_2"}, {1, 2}), ("y_2", set(), {2})],
 )
 def test_what_hears_of_a_changed_latent(rnn, changed, sigmas, pictures):
-    """Also through the residual and the states: a later layer hears of an earlier one, never the other way round."""
+    """Also through the residual and the states: a later layer hears of an earlier one, never the other way round. z changes how y is coded only."""
     walkers = [Recorder(rnn.analysis(tf.constant(draw(96, 96))[None], None), c) for c in (None, changed)]
     (before, a), (after, b) = ((walker, rnn.walk(walker)) for walker in walkers)
-    if changed.startswith("z"):
-        pictures = pictures - {int(changed[2])}  # z_k changes how y_k is coded, not y_k
     assert {name for name in before.sigmas if np.abs(before.sigmas[name] - after.sigmas[name]).max() > 1e-6} == sigmas
-    moved = {k for k in range(3) if np.abs(a[k] - b[k]).max() > 1e-6}
-    assert moved == pictures or (changed.startswith("z") and moved <= pictures)
+    assert {k for k in range(3) if np.abs(a[k] - b[k]).max() > 1e-6} == pictures
 
 
 def test_without_hyperprior(tmp_path):

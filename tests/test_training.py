@@ -121,8 +121,9 @@ def test_folders_are_no_patterns(tmp_path):
 
 
 def test_data_that_cannot_be_used(photos, tmp_path):
-    with pytest.raises(DataError, match="no PNG"):
-        data.find_pictures([str(tmp_path)])
+    for patterns in ([str(tmp_path)], [photos, str(tmp_path / "*")]):
+        with pytest.raises(DataError, match=f"no PNG, JPEG or WebP pictures match {tmp_path}"):
+            data.find_pictures(patterns)
     with pytest.raises(DataError, match="none of 7 pictures"):
         data.PatchSource(data.find_pictures([photos]), 512, 1, [0.01])
 
@@ -186,7 +187,21 @@ def test_killed_and_resumed_equals_unbroken(photos, unbroken, tmp_path):
     for name in a:
         np.testing.assert_allclose(a[name], b[name], rtol=1e-3, atol=2e-5, err_msg=name)
     steps = [json.loads(line)["step"] for line in (tmp_path / "log.jsonl").read_text().splitlines()]
-    assert steps[-1] == 30 and steps[:2] == [5, 10] and steps[-2] == steps[-3] + 7, steps
+    again = int(done.stdout.split("going on from step ")[1].split(",")[0])
+    assert steps[:2] == [5, 10] and steps[-1] == 30 and steps[steps.index(again) + 1] == min(again + 7, 30), steps
+
+
+def test_sigterm_ends_a_run_with_a_save_and_an_export(photos, tmp_path):
+    args = [sys.executable, "-m", "goconv_tf.train", "--preset=tiny", f"--train_glob={photos}", "--notensorboard", "--save_steps=5"]
+    args += ["--patchsize=64", "--batchsize=1", f"--checkpoint_dir={tmp_path}"]
+    process = subprocess.Popen(args, env={**os.environ, "PYTHONPATH": ROOT}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    for line in process.stdout:
+        if line.startswith("step 5 "):
+            break
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=200)
+    assert process.returncode == 0, errors[-2000:]
+    assert training.saved_step(str(tmp_path / "backup")) == training.exported_step(str(tmp_path)) >= 5
 
 
 def test_a_limit_in_minutes_or_a_signal_ends_a_run(photos, tmp_path):
@@ -294,11 +309,38 @@ def test_damaged_settings_of_a_run(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "change", [{"lr": 0.0}, {"lr": -1.0}, {"batchsize": -1}, {"patchsize": -16}, {"patchsize": 0}, {"seed": 2**32}, {"last_step": -1}]
+    "change",
+    [
+        *({"lr": value} for value in (0.0, -1.0, float("inf"))),
+        *({"patchsize": value} for value in (-16, 0)),
+        *({name: float("nan")} for name in ("ema", "clip_norm", "minutes", "vivid")),
+        *({"batchsize": -1}, {"seed": 2**32}, {"last_step": -1}),
+        *({"distortion": "ms_ssim"}, {"quantization": "round"}, {"optimizer": "sgd"}),
+        {"val_lambdas": (0.01,), "model": "crpe", "lambdas": (0.01,)},
+    ],
 )
 def test_options_out_of_range(change):
     with pytest.raises(UsageError, match=f"--{next(iter(change))}"):
         options("photos", "run", **change).check()
+
+
+def test_what_a_run_began_with_is_kept(photos, unbroken, tmp_path, monkeypatch):
+    """Also where the command that goes on does not say it; and lambdas to watch are of those that are trained for."""
+    shutil.copytree(unbroken[1], tmp_path, dirs_exist_ok=True)
+    run = json.loads((tmp_path / "run.json").read_text())
+    (tmp_path / "run.json").write_text(json.dumps({**run, "warm_start": "models/another", "init": "pca"}))
+    monkeypatch.setattr(tf.keras.Model, "fit", lambda self, *args, **kwargs: None)
+    training.train(options(photos, tmp_path, last_step=31))
+    run = json.loads((tmp_path / "run.json").read_text())
+    assert (run["warm_start"], run["init"], run["last_step"]) == ("models/another", "pca", 31)
+    with pytest.raises(UsageError, match=r"--val_lambdas must be within 0\.01 to 0\.05"):
+        training.train(options(photos, tmp_path, last_step=31, val_glob=(photos,), val_lambdas=(0.02, 0.9)))
+
+
+def test_layers_are_set_with_or_without_their_lambdas():
+    preset = presets.get_preset("scalable_rnn", "small")
+    assert presets.change_settings(preset, ["iterations=3"]).lambdas == (0.01, 0.02, 0.04)
+    assert presets.change_settings(preset, ["iterations=2", "lambdas=[0.1, 0.2]"]).lambdas == (0.1, 0.2)
 
 
 def test_keras_evaluates_and_validates(photos, unbroken):
@@ -443,7 +485,7 @@ def test_nan_stops_and_keeps_the_last_good_save(photos, unbroken, tmp_path):
     good = weights(tmp_path)
     # With a save after every step, the first one sees a finite loss and weights that are not.
     with pytest.raises(GoConvError, match=r"not finite at step 31; the last good save is that of step 30"):
-        training.train(options(photos, tmp_path, last_step=40, lr=float("inf"), save_steps=1))
+        training.train(options(photos, tmp_path, last_step=40, lr=1e38, save_steps=1))
     after = weights(tmp_path)
     assert all(np.array_equal(good[name], after[name]) for name in good)
     assert training.saved_step(str(tmp_path / "backup")) == 30
@@ -493,9 +535,16 @@ def test_soap_on_rounded_latents(photos, tmp_path):
     run = options(photos, tmp_path, optimizer="soap", quantization="mixed", last_step=4, save_steps=2)
     model = training.train(run)
     assert isinstance(model.optimizer, training.Soap) and model.quantization == "mixed"
-    # Tables have offsets to round about; that some were made for an export changes nothing of what is trained.
-    exported = zoo.load_pretrained(str(tmp_path))
-    assert np.abs(exported.prior_z_high.quantization_offset).max() > 0 and not np.any(model.prior_z_high.quantization_offset)
+    # What z is rounded about is that of the weights at step 0, 500, ...; tables made for an export change nothing of what is trained.
+    begun, exported = zoo.new_model(model.config), zoo.load_pretrained(str(tmp_path))
+    offsets = [m.prior_z_high.quantization_offset.numpy() for m in (model, exported)]
+    assert all(np.abs(offset).max() > 0 for offset in offsets) and not np.array_equal(*offsets)
+    model.update_offsets()
+    exported.update_offsets()
+    assert not np.array_equal(model.prior_z_high.quantization_offset, offsets[0]) and not model.has_tables
+    np.testing.assert_allclose(exported.prior_z_high.quantization_offset, offsets[1], atol=1e-6)
+    begun.update_offsets()
+    assert np.any(begun.prior_z_high.quantization_offset)
     losses = [json.loads(line)["loss"] for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert len(losses) == 2 and all(np.isfinite(losses))
     shapes = [shape for _, shape in tf.train.list_variables(tf.train.latest_checkpoint(str(tmp_path / "backup" / "chief")))]

@@ -148,6 +148,28 @@ def test_loss_arithmetic():
     mixed, metrics = model.loss_fn(x, lmbda, tf.constant([5, 6]), tf.constant(0))
     rest = (float(mixed) - float(metrics["bpp"])) / 0.02 - 0.9 * float(metrics["mse"])
     assert 0 < rest < 0.1 * 255**2 * 2  # 255^2 * 0.1 * (1 - MS-SSIM), MS-SSIM in [-1, 1]
+    # balance: a sample counts (lambda / middle)^-b times; each of a batch by its own lambda.
+    model.distortion = "mse"
+    several = tf.repeat(x, 2, axis=0), tf.constant([0.02, 0.08]), tf.constant([[5, 6], [5, 6]]), tf.constant(0)
+    alone = [float(model.loss_fn(x, lm[None], tf.constant([[5, 6]]), tf.constant(0))[0]) for lm in several[1]]
+    model.balance = 0.5
+    weights = (np.array([0.02, 0.08]) / np.sqrt(model.config.lmbda_min * model.config.lmbda_max)) ** -0.5
+    assert float(model.loss_fn(*several)[0]) == pytest.approx(np.mean(weights * alone), rel=1e-4)
+
+
+def test_distortions():
+    """Against TensorFlow's MS-SSIM, and of what is not one of them nothing."""
+    x, y = (tf.constant(np.stack([draw(180, 200, seed), draw(180, 200, seed + 7)]), tf.float32) for seed in (0, 1))
+    y = 0.8 * x + 0.2 * y
+    errors = np.mean(np.square(x - y), axis=(1, 2, 3))
+    np.testing.assert_allclose(losses.distortion(x, y, "mse"), errors, rtol=1e-5)
+    rgb = np.mean([tf.image.ssim_multiscale(x[..., k : k + 1], y[..., k : k + 1], 255) for k in range(3)], axis=0)
+    np.testing.assert_allclose(losses.distortion(x, y, "ms-ssim"), 1280 * (1 - rgb), rtol=2e-3)
+    luma = [tf.tensordot(z, [0.299, 0.587, 0.114], 1)[..., None] for z in (x, y)]
+    mix = 0.9 * errors + 0.1 * 255**2 * (1 - tf.image.ssim_multiscale(*luma, 255))
+    np.testing.assert_allclose(losses.distortion(x, y, "mix"), mix, rtol=2e-3)
+    with pytest.raises(ValueError, match="must be mse, mix or ms-ssim"):
+        losses.distortion(x, y, "ms_ssim")
 
 
 @pytest.mark.parametrize(("count", "high", "low", "expected"), [(192, 96, 96, 96), (192, 192, 192, 96), (192, 224, 224, 96), (64, 32, 32, 32)])

@@ -89,7 +89,7 @@ def main():
         [d["name"], d["description"], d["meta"].get("steps"), d["meta"]["machine"], f"[{os.path.basename(p)}]({os.path.basename(p)})"]
         for p, d in data.items()
     ]
-    text += ["## Curves\n", markdown(["name", "what", "training steps", "machine", "file"], lines), "![rate-distortion](rd.png)\n"]
+    text += ["## Curves\n", markdown(["name", "what", "steps of the last run", "machine", "file"], lines), "![rate-distortion](rd.png)\n"]
     text += ["Side by side at 0.3 bpp: [report.html](report.html).\n", "## BD-rate\n", "Bits needed at equal quality (qualities compared):\n"]
     text.append(markdown(["model", "against", "PSNR RGB", "MS-SSIM RGB"], rows))
     for kind in tables:

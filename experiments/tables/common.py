@@ -41,7 +41,9 @@ def provenance(models=None):
     lines = [f"Made by `python {' '.join(sys.argv)}`", f"on {platform.machine()} with {os.cpu_count()} cores, Python {platform.python_version()}."]
     for name, data in (models or {}).items():
         steps = data["meta"].get("steps")
-        lines.append(f"`{name}`: fingerprint {data['meta']['fingerprint']}, {steps if steps is not None else 'an unknown number of'} training steps.")
+        lines.append(
+            f"`{name}`: fingerprint {data['meta']['fingerprint']}, {steps if steps is not None else 'an unknown number of'} steps in its last run."
+        )
     return "\n".join(lines) + "\n"
 
 

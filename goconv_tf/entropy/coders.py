@@ -19,13 +19,14 @@ from goconv_tf.errors import BitstreamError
 
 
 class _Coder:
-    """`encode(symbols, indexes, table) -> bytes` and its inverse `decode(bytes, indexes, table) -> symbols`.
-
-    `decode` raises BitstreamError where it notices that the bytes are not an encoder's; with strict=False it gives what it has.
-    symbols: int32 [n]. indexes: int32 [n], the table's row for each. table: CodingTable.
-    """
+    """What both coders share: blocks of symbols, and escapes."""
 
     def encode(self, symbols, indexes, table):
+        """Bytes of symbols, int32 [n], each by the row of the `CodingTable` that indexes, int32 [n], give.
+
+        Raises:
+          ValueError: if a symbol lies 2^22 - 1 or further outside its row.
+        """
         escaped = []  # (how far outside, at least 1, so that the leading digit need not be sent; whether below)
 
         def batches():
@@ -51,6 +52,11 @@ class _Coder:
         return self._encode(batches(), table)
 
     def decode(self, string, indexes, table, strict=True):
+        """The symbols, int32 [n], in an encoder's bytes.
+
+        Raises:
+          BitstreamError: where it notices that the bytes are not an encoder's (never with strict=False), or at the end of `limits.seconds`.
+        """
         decode, close = self._open(string, table)
         values = np.empty(len(indexes), np.int32)
         outside = []
@@ -182,8 +188,10 @@ class RangeCoderCoder(_Coder):
                     values[where] = decoder.decode(len(where), cdf)
                 else:
                     coarse, fine = self._split(cdf)
-                    block = decoder.decode(len(where), coarse)
-                    values[where] = [k * self._block + decoder.decode(1, fine[k])[0] for k in block]
+                    block = np.array(decoder.decode(len(where), coarse))
+                    for some in _blocks(len(where), 2**12):  # a call a symbol is slow
+                        limits.check()
+                        values[where[some]] = [k * self._block + decoder.decode(1, fine[k])[0] for k in block[some]]
             return values
 
         def close():

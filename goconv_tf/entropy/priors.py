@@ -33,7 +33,7 @@ class FactorizedPrior(tf.keras.layers.Layer):
         self.channels = channels
         self.prior = tfc.NoisyDeepFactorized(batch_shape=(channels,), num_filters=filters)
         self.table = None
-        # Fraction of each channel's median; zero until the coding table is built.
+        # Fraction of each channel's median; zero until it is computed.
         self.quantization_offset = tf.Variable(tf.zeros([channels]), trainable=False, name="quantization_offset")
 
     @property
@@ -55,8 +55,17 @@ class FactorizedPrior(tf.keras.layers.Layer):
     def indexes(self, shape):
         return tf.broadcast_to(tf.range(self.channels), shape)
 
+    def update_offset(self):
+        """Makes `offset` that of the present parameters, as coding will have it."""
+        self.quantization_offset.assign(self._medians())
+
+    @functools.cached_property
+    def _medians(self):
+        # Compiled, as the search is a loop. (The partial keeps TensorFlow from warning of retracing.)
+        return tf.function(functools.partial(tables.factorized_offset, self.prior))
+
     def build_table(self):
-        """Makes the coding table from the present parameters."""
+        """Makes the coding table, and the offset, from the present parameters."""
         self.table, offset = tables.factorized_table(self.prior)
         self.quantization_offset.assign(offset)
 

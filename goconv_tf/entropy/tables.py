@@ -7,7 +7,7 @@ import tensorflow as tf
 import tensorflow_compression as tfc
 
 PRECISION = 16  # bits of a cumulative frequency
-TAIL_MASS = 2.0**-12  # probability left to the escape code
+TAIL_MASS = 2.0**-12  # probability left to the escape code (2^-8 in tfc 1, which the originals used)
 ESCAPE_DIGITS = 22  # integers outside a row by less than 2**22 - 1 can be sent
 
 
@@ -36,6 +36,8 @@ class CodingTable:
         starts = self.cdf[self.cdf < 0]
         if self.cdf.ndim != 1 or self.offset.shape != (rows,) or len(starts) != rows or (starts != -PRECISION).any() or self.cdf[0] >= 0:
             raise ValueError(f"cdf {list(self.cdf.shape)} with offset {list(self.offset.shape)} is not a table of {rows} rows")
+        if (abs(self.offset.astype(np.int64)) > 2 ** (ESCAPE_DIGITS - 2)).any():  # what is about 0 would be out of reach
+            raise ValueError("an offset is too large")
         for row in self.rows[:-2]:
             if len(row) < 2 or row[0] != 0 or row[-1] != 2**PRECISION or (np.diff(row) <= 0).any():
                 raise ValueError(f"not cumulative frequencies of {PRECISION} bits")
@@ -56,6 +58,11 @@ class CodingTable:
     def lookup(self):
         """All rows as tfc's range coder ops take them."""
         return np.concatenate([[PRECISION, *row] for row in self.rows]).astype(np.int32)
+
+
+def factorized_offset(prior):
+    """float32 [channels]: the fraction of each channel's median, which a tfc distribution is rounded about."""
+    return tf.broadcast_to(tfc.quantization_offset(prior), prior.batch_shape)
 
 
 def factorized_table(prior) -> tuple:

@@ -44,8 +44,8 @@ class NoisyWalker(_Walker):
 
     seed: int32 [2]; or [batch, 2], so that a sample's noise is the same in whatever batch it is.
     mixed: pass on rounded latents, as coding does, with the gradient of unrounded ones; likelihoods are of noisy ones all the
-      same (Minnen and Singh 2020, arXiv 2007.08739). z is rounded about the offsets that the run began with, as those of coding
-      are found when tables are made.
+      same (Minnen and Singh 2020, arXiv 2007.08739). z is rounded about its prior's `offset`, which is to be
+      updated now and then, as coding has that of the last weights.
     """
 
     def __init__(self, latents, seed, mixed=False):

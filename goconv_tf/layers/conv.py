@@ -87,6 +87,16 @@ def _phases(kernel, before, stride):
     return tf.reshape(kernel, [*kernel.shape[:3], -1]), -offsets[0], offsets[-1]
 
 
+class Regularized:
+    """Keeps an activity_regularizer in the config, which Keras' own base class leaves out."""
+
+    def get_config(self):
+        config = super().get_config()
+        if self.activity_regularizer is not None:
+            config["activity_regularizer"] = tf.keras.regularizers.serialize(self.activity_regularizer)
+        return config
+
+
 class _OwnVariables:
     """Saves the variables inside tfc parameters too, which Keras' own format would leave out."""
 
@@ -201,12 +211,12 @@ class SignalConv2D(_OwnVariables, tfc.SignalConv2D):
 
 
 @tf.keras.saving.register_keras_serializable("goconv_tf")
-class GDN(_OwnVariables, tf.keras.layers.Layer):
+class GDN(_OwnVariables, Regularized, tf.keras.layers.Layer):
     """Generalized divisive normalization, y_i = x_i / sqrt(beta_i + sum_j gamma_ij x_j^2).
 
     Balle, Laparra, Simoncelli, "End-to-end optimized image compression" (arXiv 1611.01704),
     Eq. 3; with `inverse` the division becomes a product (IGDN). Parameters are tfc's
-    non-negative `GDNParameter`s. Computed in float32 whatever the layer's compute type.
+    non-negative `GDNParameter`s, gamma's with j, the input, first. Computed in float32 whatever the layer's compute type.
 
     Input and output [batch, ..., channels].
 

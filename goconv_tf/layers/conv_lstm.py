@@ -6,11 +6,11 @@ import numpy as np
 import tensorflow as tf
 
 from goconv_tf.layers import exact
-from goconv_tf.layers.conv import Conv2D
+from goconv_tf.layers.conv import Conv2D, Regularized
 
 
 @tf.keras.saving.register_keras_serializable("goconv_tf")
-class ConvLSTM2DCell(tf.keras.layers.Layer):
+class ConvLSTM2DCell(Regularized, tf.keras.layers.Layer):
     """One step of a convolutional LSTM that may also downsample.
 
         i, f, o, g = split(W_x * x + b_x + W_h * h + b_h);  c' = sigmoid(f) c + sigmoid(i) tanh(g);  h' = sigmoid(o) tanh(c')

@@ -304,6 +304,8 @@ def _one_thread_per_product():
 def quantize_norm(beta, gamma) -> Quantized:
     """The integers of GDN's beta and gamma [in, out]; as `quantize_kernel`, for squares."""
     beta, gamma = np.asarray(beta, np.float64), np.asarray(gamma, np.float64)
+    if not (np.isfinite(beta).all() and np.isfinite(gamma).all()):
+        raise ValueError("weights are not finite")
     worst = float((gamma.sum(axis=0) * float(NORM_LIMIT) ** 2 + beta * 2.0 ** (2 * GRID_BITS)).max())
     shift = min(52 - math.ceil(math.log2(worst)) - 1, 14)
     integers, offsets = np.floor(gamma * 2.0**shift + 0.5), np.maximum(np.floor(beta * 2.0 ** (2 * GRID_BITS + shift) + 0.5), 1)

@@ -5,10 +5,11 @@ import math
 import tensorflow as tf
 
 from goconv_tf.layers import octave
+from goconv_tf.layers.conv import Regularized
 
 
 @tf.keras.saving.register_keras_serializable("goconv_tf")
-class ScalingNet(tf.keras.layers.Layer):
+class ScalingNet(Regularized, tf.keras.layers.Layer):
     """sigma(lambda; theta): one positive factor per channel from the scalar lambda.
 
     log10(lambda) + 2, so that 0.01 is zero and a decade is one, goes through a dense layer

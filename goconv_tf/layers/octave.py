@@ -6,20 +6,32 @@ within each, and are learned strided convolutions with an activation of their ow
 """
 
 import functools
+import inspect
 import numbers
 from typing import Any, Callable, Dict, NamedTuple, Union
 
 import tensorflow as tf
 
 from goconv_tf.layers import exact
-from goconv_tf.layers.conv import GDN, SignalConv2D
+from goconv_tf.layers.conv import GDN, Regularized, SignalConv2D
 
 
 class OctaveTensor(NamedTuple):
-    """A pair of feature maps: high [batch, h, w, c_H] and low [batch, ceil(h/2), ceil(w/2), c_L]."""
+    """A pair of feature maps: high [batch, h, w, c_H] and low [batch, ceil(h/2), ceil(w/2), c_L].
+
+    x + y adds two pairs, frequency by frequency, as residual connections do.
+    """
 
     high: Any
     low: Any
+
+    def __add__(self, other):
+        high, low = other
+        return OctaveTensor(self.high + high, self.low + low)
+
+    def map(self, factory):
+        """The pair of what two layers make of it, one of each frequency: x.map(lambda: tf.keras.layers.Dropout(0.1))."""
+        return OctaveTensor(factory()(self.high), factory()(self.low))
 
 
 Activation = Union[None, str, Callable[[], Callable]]
@@ -27,7 +39,7 @@ Activation = Union[None, str, Callable[[], Callable]]
 _FACTORIES: Dict[str, Callable[..., Any]] = {
     "gdn": GDN,
     "igdn": lambda **kwargs: GDN(inverse=True, **kwargs),
-    "leaky_relu": lambda **kwargs: tf.keras.layers.LeakyReLU(0.2, **kwargs),
+    "leaky_relu": lambda **kwargs: tf.keras.layers.LeakyReLU(exact.LEAK, **kwargs),
 }
 
 
@@ -75,7 +87,7 @@ def crop(x, size):
 def crop_like(x, other, halved=False):
     """x cut to the spatial size of `other`, or to half of it, rounded up; free where shapes are known to agree."""
     known = list(other.shape[1:3])
-    target = list(map(_half, known)) if halved else known
+    target = list(map(half, known)) if halved else known
     if None not in target and list(x.shape[1:3]) == target:
         return x
     if exact.is_array(x):
@@ -86,7 +98,8 @@ def crop_like(x, other, halved=False):
     return cut
 
 
-def _half(n):
+def half(n):
+    """n / 2, rounded up; None for None."""
     return None if n is None else (n + 1) // 2
 
 
@@ -98,7 +111,7 @@ def _add(a, b, exactly):
     return exact.keep(a + b) if exactly else a + b
 
 
-class _GoConv(tf.keras.layers.Layer):
+class _GoConv(Regularized, tf.keras.layers.Layer):
     """What the four public layers share; `_transpose` tells the two kinds of intra path apart."""
 
     _transpose = False
@@ -119,8 +132,8 @@ class _GoConv(tf.keras.layers.Layer):
         for name, value in (("filters", filters), ("kernel_size", kernel_size), ("inter_kernel_size", inter_kernel_size)):
             if not isinstance(value, numbers.Integral):
                 raise ValueError(f"{name} must be one integer, not {value!r}")
-        if filters < 1:
-            raise ValueError(f"filters must be at least 1, not {filters}")
+            if value < 1:
+                raise ValueError(f"{name} must be at least 1, not {value}")
         if not 0 <= alpha < 1:
             raise ValueError(f"alpha must be in [0, 1), not {alpha}")
         if strides not in (1, 2):
@@ -149,11 +162,12 @@ class _GoConv(tf.keras.layers.Layer):
         return conv, self._make_activation(f"{name}_activation")
 
     def _make_activation(self, name):
-        keep = {}
+        keep = {}  # a policy's name, as layers that Keras makes the config of take nothing else
         if isinstance(self.activation, str):
-            keep = {"name": name, "dtype": self.dtype_policy}
+            keep = {"name": name, "dtype": self.dtype_policy.name}
         elif isinstance(self.activation, type) and issubclass(self.activation, tf.keras.layers.Layer):
-            keep = {"dtype": self.dtype_policy}
+            takes = inspect.signature(self.activation).parameters.values()
+            keep = {"dtype": self.dtype_policy.name} if any(p.name == "dtype" or p.kind is p.VAR_KEYWORD for p in takes) else {}
         return make_activation(self.activation, **keep)
 
     def build(self, input_shape):
@@ -175,7 +189,7 @@ class _GoConv(tf.keras.layers.Layer):
             self.down, self.down_activation = self._make_path("down", self.filters_low, inter, 2, False)
         self._build_path("high", shape_high)
         y_high = self.high.compute_output_shape(shape_high)
-        y_low = [y_high[0], *map(_half, y_high[1:3])]
+        y_low = [y_high[0], *map(half, y_high[1:3])]
         if pair:
             self._build_path("low", tf.TensorShape(input_shape[1]))
             self._build_path("up", tf.TensorShape([*y_low, low]))
@@ -201,8 +215,8 @@ class _GoConv(tf.keras.layers.Layer):
     def _check_sizes(self, shape_high, shape_low):
         """ValueError if a pair's sizes are known and do not belong together."""
         for high, low, side in zip(shape_high[1:3], shape_low[1:3], ("height", "width")):
-            if None not in (high, low) and low != _half(high):
-                raise ValueError(f"{self.name}: low-frequency {side} must be {_half(high)} for a high-frequency {side} of {high}, not {low}")
+            if None not in (high, low) and low != half(high):
+                raise ValueError(f"{self.name}: low-frequency {side} must be {half(high)} for a high-frequency {side} of {high}, not {low}")
 
     def _path(self, name, x, factors, exactly):
         conv, activation = getattr(self, name), getattr(self, f"{name}_activation")
@@ -211,6 +225,8 @@ class _GoConv(tf.keras.layers.Layer):
                 if abs(float(activation.alpha) - exact.LEAK) > 1e-6:
                     raise ValueError(f"{self.name}: the exact form of LeakyReLU has slope {exact.LEAK}, not {float(activation.alpha):g}")
                 return conv.exact(x, leaky=True)
+            if activation is not None and not hasattr(activation, "exact"):
+                raise ValueError(f"{self.name}: there is no exact form of {getattr(activation, 'name', activation)}")
             x = conv.exact(x)
             return x if activation is None else activation.exact(x)
         x = conv(x) if factors is None else conv(x, factors(name))
@@ -248,7 +264,7 @@ class _GoConv(tf.keras.layers.Layer):
         else:
             size = [None if n is None else -(-n // self.strides) for n in shape[1:3]]
         high = tf.TensorShape([shape[0], *size, self.filters_high])
-        return OctaveTensor(high, tf.TensorShape([shape[0], *map(_half, size), self.filters_low])) if self.filters_low else high
+        return OctaveTensor(high, tf.TensorShape([shape[0], *map(half, size), self.filters_low])) if self.filters_low else high
 
     def get_config(self):
         activation = self._recipe or self.activation
@@ -279,10 +295,10 @@ _ARGUMENTS = """
       alpha: share of low-frequency output channels, in [0, 1). With 0 there is one
         output, as in the last layer of a decoder.
       activation: "gdn", "igdn", "leaky_relu" (slope 0.2), another Keras activation's name,
-        a factory (called without arguments once a path), or None. Every path has its own.
+        a factory (called without arguments once a path; layer classes with dtype=, if they take it), or None. Every path has its own.
       use_bias: add biases on every path.
       kernel_parameter: "rdft" (learns faster) or "variable" (plain kernels).
-      inter_kernel_size: side of the kernels between frequencies (3 in the paper).
+      inter_kernel_size: side of the kernels between frequencies (3 in Akbari et al.).
 
     Input: an `OctaveTensor` (or a pair) of high [batch, h, w, c_H] and low
     [batch, ceil(h/2), ceil(w/2), c_L], or one tensor, as in the first layer of an encoder.

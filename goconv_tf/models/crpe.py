@@ -157,6 +157,7 @@ class CRPE(Codec):
 
     @stage(inputs=(8, 4, None), outputs=(CELL,), margin=1)
     def synthesis(self, latents, lmbda):
+        """OctaveTensor y~ -> pictures [batch, h, w, 3], 0 to 255 and beyond."""
         del lmbda
         return tf.cast(chain(self.g_s, latents), tf.float32) * PIXEL_SCALE
 

@@ -3,11 +3,7 @@
 import tensorflow as tf
 
 from goconv_tf.layers import RDFTKernel, SignalConv2D, exact
-
-
-def half(n):
-    """n / 2, rounded up."""
-    return (n + 1) // 2
+from goconv_tf.layers.octave import half
 
 
 def halves(parameters):

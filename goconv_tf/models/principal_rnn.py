@@ -11,6 +11,7 @@ import math
 import numpy as np
 import tensorflow as tf
 
+from goconv_tf.entropy import RoundingWalker
 from goconv_tf.errors import UsageError
 from goconv_tf.models.principal import LEAST_WIDTH, Z_STEPS, components, fit_prior
 
@@ -221,13 +222,10 @@ def scalable_start(model, pictures):
 
 
 def _latents(model, pictures):
-    """(y, z) of each layer."""
-    residual, before, after = model.analysis(pictures, None)["residual"], None, None
-    for _ in range(model.config.iterations):
-        y, z, before = model.layer_analysis(residual, before)
-        yield y, z
-        x, after = model.layer_synthesis(tf.round(y), tf.shape(residual)[1:3], after)
-        residual -= x
+    """[(y, z)] of each layer."""
+    walker = RoundingWalker(model.analysis(pictures, None))
+    model.walk(walker)
+    return [(walker.latents[f"y_{k}"], walker.latents[f"z_{k}"]) for k in range(model.config.iterations)]
 
 
 def _hyper_start(model, widths):

@@ -29,7 +29,6 @@ class VariableRate(Codec):
       config: VariableRateConfig; None for the paper's (N = 448).
     """
 
-    has_lambda = True
     can_tile = True
     exact_parts = ("h_s", "f_up", "f_pe")
 
