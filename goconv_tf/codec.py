@@ -5,7 +5,7 @@ import io
 import math
 import os
 import threading
-from typing import TYPE_CHECKING, Dict, NamedTuple, Optional, Sequence
+from typing import TYPE_CHECKING, Dict, NamedTuple, Optional, Sequence, Tuple
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -133,19 +133,22 @@ class Compressed(NamedTuple):
     """A compressed picture.
 
     data: the file's bytes. lmbda: the operating point; None for models without one. bpp: bits of the whole
-    file per pixel. reconstruction: uint8 [h, w, 3], what decoding gives, if asked for. codings: how often it
-    was coded. layers: layers in the file. pictures: what each number of layers gives, if asked for. tile: side of the
-    tiles that it was computed in, pixels; 0: whole.
+    file per pixel. codings: how often it was coded. layers: layers in the file. pictures: uint8 [h, w, 3], what each number
+    of layers gives, if asked for. tile: side of the tiles that it was computed in, pixels; 0: whole.
     """
 
     data: bytes
     lmbda: Optional[float]
     bpp: float
-    reconstruction: object
     codings: int
     layers: int = 1
-    pictures: tuple = ()
+    pictures: Tuple[np.ndarray, ...] = ()
     tile: int = 0
+
+    @property
+    def reconstruction(self) -> Optional[np.ndarray]:
+        """uint8 [h, w, 3], what decoding gives, if asked for."""
+        return self.pictures[-1] if self.pictures else None
 
 
 def _padded(n, alignment):
@@ -307,10 +310,8 @@ def compress(
             stream = cut_to_rate(stream, target_bpp)
         data = bitstream.pack(stream)
         pictures = tuple(picture[:height, :width] for picture in coded.pictures[: len(stream.layers)])
-        shown = pictures[-1] if pictures else None
-        return Compressed(
-            data, coded_lmbda or None, 8 * len(data) / (height * width), shown, codings, len(stream.layers), pictures, (cells or 0) * CELL
-        )
+        bpp = 8 * len(data) / (height * width)
+        return Compressed(data, coded_lmbda or None, bpp, codings, len(stream.layers), pictures, (cells or 0) * CELL)
 
     if not model.has_lambda:
         return code(None)

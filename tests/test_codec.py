@@ -158,7 +158,7 @@ def fake_coder(rate):
 
     def code(lmbda):
         calls.append(lmbda)
-        return codec.Compressed(b"", lmbda, rate(lmbda), None, len(calls))
+        return codec.Compressed(b"", lmbda, rate(lmbda), len(calls))
 
     return code, calls
 

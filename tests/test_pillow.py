@@ -124,7 +124,7 @@ def test_what_cannot_be_saved(tmp_path):
         ((image, {"lmbda": 0.9}), ValueError, "outside the model's range"),
         ((image, {"layers": 2}), ValueError, "2 layers were asked for"),
         ((image, {"target_bpp": 1e-9}), ValueError, "out of reach"),
-        ((image, {"lmbda": 0.01, "target_bpp": 1}), ValueError, "one of lmbda"),
+        ((image, {"lmbda": 0.01, "target_bpp": 1}), ValueError, "give target_bpp without"),
     ):
         with pytest.raises(error, match=message):
             bad[0].save(path, **{"model": "tiny-test", **bad[1]})
