@@ -48,7 +48,7 @@ def main(argv=None):
     except ModuleNotFoundError as error:
         if error.name is None or not error.name.startswith("apache_beam"):
             raise
-        raise UsageError("Apache Beam is not installed: pip install apache-beam") from None
+        raise UsageError("Apache Beam is not installed: pip install 'apache-beam~=2.69'") from None
     settings = vars(args)
     pattern = settings.pop("input")
     options = archive.make_options(rest)

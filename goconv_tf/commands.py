@@ -365,7 +365,7 @@ def export(model, output, max_pixels=codec.MAX_PIXELS):
     """The export command: a model to a SavedModel; returns the exit status."""
     from goconv_tf import export as saved_model
 
-    check_new_folder(output)
+    saved_model.check_target(output)
     loaded = zoo.load_pretrained(model)
     saved_model.save(loaded, output, max_pixels)
     size = sum(os.path.getsize(os.path.join(folder, name)) for folder, _, names in os.walk(output) for name in names)

@@ -398,12 +398,11 @@ def bits_at_equal_quality(anchor, test, metric="psnr-rgb") -> str:
     """
     from scipy.interpolate import PchipInterpolator
 
-    ((rate, quality),) = rising_points(test, metric)
-    points = rising_points(anchor, metric)
-    if not points:
+    point, points = rising_points(test, metric), rising_points(anchor, metric)
+    if not (point and points):
         return "not measured"
-    rates, qualities = np.array(points).T
-    if not qualities[0] <= quality <= qualities[-1]:
+    (rate, quality), (rates, qualities) = point[0], np.array(points).T
+    if len(points) < 2 or not qualities[0] <= quality <= qualities[-1]:
         return "out of its range"
     return f"{rate / np.exp(PchipInterpolator(qualities, np.log(rates))(quality)) - 1:+.1%}"
 

@@ -15,7 +15,8 @@ from absl import logging
 from goconv_tf import bitstream, codec
 from goconv_tf.crc import crc16
 from goconv_tf.entropy.graph import GraphDecoder, GraphEncoder, require
-from goconv_tf.files import check_new_folder, umask
+from goconv_tf.errors import UsageError
+from goconv_tf.files import check_new_folder, check_parent, umask
 from goconv_tf.layers.exact import to_grid
 
 _BYTES = [bytes([k]) for k in range(256)]
@@ -76,7 +77,7 @@ def save(model, path: str, max_pixels: int = codec.MAX_PIXELS) -> None:
       CheckpointError: as `make_signatures`.
       UsageError: if path is a file or a folder that is not empty, or lies in a folder that is not there.
     """
-    check_new_folder(path)
+    check_target(path)
     module = tf.Module()
     module.weights = list(model.variables)
     signatures = make_signatures(model, max_pixels)
@@ -91,6 +92,14 @@ def save(model, path: str, max_pixels: int = codec.MAX_PIXELS) -> None:
         raise OSError(f"{path}: cannot be written: {error.message}") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def check_target(path):
+    """UsageError unless a folder can be renamed to path."""
+    check_new_folder(path)
+    if os.path.islink(path):
+        raise UsageError(f"{path}: exists; name a new folder")
+    check_parent(path)
 
 
 @contextlib.contextmanager

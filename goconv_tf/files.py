@@ -41,10 +41,9 @@ def check_parent(path):
 
 
 def check_new_folder(path):
-    """UsageError unless path can be made a new folder, or is an empty one."""
-    if os.path.lexists(path) and (os.path.islink(path) or not os.path.isdir(path) or os.listdir(path)):
+    """UsageError if path is a file, or a folder that is not empty."""
+    if os.path.exists(path) and (not os.path.isdir(path) or os.listdir(path)):
         raise UsageError(f"{path}: exists; name a new folder")
-    check_parent(path)
 
 
 def atomic_write(path: str, data: bytes) -> None:

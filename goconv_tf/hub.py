@@ -27,7 +27,7 @@ def fetch(name: str, files: tuple) -> str:
     except ModuleNotFoundError as error:
         if error.name is None or not error.name.startswith("huggingface_hub"):
             raise
-        raise CheckpointError(f"{name}: huggingface_hub is not installed: pip install huggingface_hub") from None
+        raise CheckpointError(f"{name}: huggingface_hub is not installed: pip install 'huggingface_hub>=0.36'") from None
     try:
         return huggingface_hub.snapshot_download(repository, revision=revision, allow_patterns=list(files))
     except errors.GatedRepoError:

@@ -8,6 +8,14 @@ from typing import Any, Dict, Optional, Sequence, Tuple
 from goconv_tf.errors import UsageError
 
 WIDEST = 2048  # channels
+TRAINING_CHOICES = {  # what flags of training may be
+    "distortion": ("mse", "mix", "ms-ssim"),
+    "quantization": ("noise", "mixed"),
+    "optimizer": ("adam", "soap"),
+    "init": ("random", "pca"),
+    "strategy": ("none", "mirrored", "multi_worker"),
+    "cluster": ("auto", "tf_config", "slurm"),
+}
 
 
 def _make_tuples(config):

@@ -14,6 +14,7 @@ import os
 from absl import app, flags
 
 from goconv_tf import commands
+from goconv_tf.presets import TRAINING_CHOICES
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
@@ -41,7 +42,7 @@ flags.DEFINE_list(
 flags.DEFINE_enum(
     "distortion",
     "mse",
-    ["mse", "mix", "ms-ssim"],
+    TRAINING_CHOICES["distortion"],
     "D of the loss: MSE; 0.9 MSE + 0.1 (1 - MS-SSIM of luma), the variable-rate paper's; or 1 - MS-SSIM of RGB. The last two need patches of 176.",
 )
 flags.DEFINE_float(
@@ -54,13 +55,13 @@ flags.DEFINE_float(
 flags.DEFINE_enum(
     "quantization",
     "noise",
-    ["noise", "mixed"],
+    TRAINING_CHOICES["quantization"],
     "What the synthesis sees of latents in training: noisy ones, as in the papers, or rounded ones with straight-through gradients. "
     "Rates are those of noisy latents.",
 )
 flags.DEFINE_integer("patchsize", 256, "Side of the training patches in pixels; a multiple of 16.", lower_bound=16)
 flags.DEFINE_integer("batchsize", 8, "Patches a step, over all devices together.", lower_bound=1)
-flags.DEFINE_enum("optimizer", "adam", ["adam", "soap"], "Adam, as in the papers, or SOAP (arXiv 2409.11321).")
+flags.DEFINE_enum("optimizer", "adam", TRAINING_CHOICES["optimizer"], "Adam, as in the papers, or SOAP (arXiv 2409.11321).")
 flags.DEFINE_float("lr", 1e-4, "Learning rate.", lower_bound=0.0)
 flags.DEFINE_list("lr_drops", [], "Shares of --last_step at which the rate drops, such as 0.5,0.6,0.7,0.8,0.9.")
 flags.DEFINE_float("lr_drop_factor", 0.5, "What the rate is multiplied by at each drop.")
@@ -83,7 +84,7 @@ flags.DEFINE_string(
 flags.DEFINE_enum(
     "init",
     "random",
-    ["random", "pca"],
+    TRAINING_CHOICES["init"],
     "Initial transforms: random, as in the papers, or (variable_rate, scalable_rnn) principal components of the pictures, which saves most steps.",
 )
 flags.DEFINE_bool("flip", True, "Mirror half of the patches.")
@@ -99,12 +100,10 @@ flags.DEFINE_integer("cache_mb", 1024, "Memory for decoded training pictures, Mi
 flags.DEFINE_enum(
     "strategy",
     "none",
-    ["none", "mirrored", "multi_worker"],
+    TRAINING_CHOICES["strategy"],
     "tf.distribute strategy: one device, all of this machine, or those of several machines.",
 )
-flags.DEFINE_enum(
-    "cluster", "auto", ["auto", "tf_config", "slurm"], "What tells multi_worker of its machines: $TF_CONFIG, a Slurm job step, or either."
-)
+flags.DEFINE_enum("cluster", "auto", TRAINING_CHOICES["cluster"], "What tells multi_worker of its machines: $TF_CONFIG, a Slurm job step, or either.")
 flags.DEFINE_integer("port", 8888, "Port of the first process on each host, under Slurm.", lower_bound=1, upper_bound=65000)
 flags.DEFINE_bool("tensorboard", True, "Write TensorBoard scalars and reconstructions.")
 

@@ -22,14 +22,6 @@ from goconv_tf.models import MODELS, crpe, named_weights, principal, principal_r
 from goconv_tf.optimizers import Adam, Schedule, Soap
 
 CENTRE_STEPS = 500
-CHOICES = {  # of options
-    "distortion": ("mse", "ms-ssim", "mix"),
-    "quantization": ("noise", "mixed"),
-    "optimizer": ("adam", "soap"),
-    "init": ("random", "pca"),
-    "strategy": ("none", "mirrored", "multi_worker"),
-    "cluster": ("auto", "tf_config", "slurm"),
-}
 PRINCIPAL_STARTS = {"variable_rate": principal.principal_start, "scalable_rnn": principal_rnn.scalable_start}  # of --init pca
 
 
@@ -96,7 +88,7 @@ class Options:
                 raise UsageError(f"--{name} is for variable_rate, which has a lambda for each sample, not for {self.model}")
         if self.patchsize < 16 or self.patchsize % 16:
             raise UsageError(f"--patchsize must be a multiple of 16, not {self.patchsize}")
-        for name, known in CHOICES.items():
+        for name, known in presets.TRAINING_CHOICES.items():
             if getattr(self, name) not in known:
                 raise UsageError(f"--{name} must be {', '.join(known[:-1])} or {known[-1]}, not {getattr(self, name)}")
         for field in dataclasses.fields(self):
@@ -463,7 +455,7 @@ def read_run(path):
 
 
 def _resumed(options: Options):
-    """(options, config, contents of run.json) of the run in options.checkpoint_dir, which one that is there began with but for its lambdas.
+    """(config, contents of run.json) of the run in options.checkpoint_dir, None if there is none; its config is kept but for lambdas.
 
     Raises:
       UsageError: where the options are not that run's.
@@ -483,15 +475,12 @@ def _resumed(options: Options):
             raise UsageError(f"{folder} holds a run with {layers} layers, not {len(config.layers)}: --lambdas has one for each")
         if bool(run["ema"]) != bool(options.ema):
             raise UsageError(f"{folder} holds a run {'with' if run['ema'] else 'without'} averaged weights: --ema cannot be turned on or off")
-        if saved_step(os.path.join(folder, "backup")):
-            options = dataclasses.replace(options, **{name: run[name] for name in ("warm_start", "init") if name in run})
         if "config" in run:  # presets change from version to version
             now = {field: getattr(config, field) for field in run["config"] if field.startswith(("lmbda", "lambdas"))}
             config = dataclasses.replace(presets.make_config(options.model, run["config"]), **now)
-    contents = dataclasses.asdict(options)
-    if run is None or "config" in run:  # a run of an earlier version may have had other widths than presets have now
-        contents["config"] = dataclasses.asdict(config)
-    return options, config, contents
+    if options.val_lambdas and not config.lmbda_min <= min(options.val_lambdas) <= max(options.val_lambdas) <= config.lmbda_max:
+        raise UsageError(f"--val_lambdas must be within {config.lmbda_min:g} to {config.lmbda_max:g}, which is trained for")
+    return config, run
 
 
 def train(options: Options):
@@ -502,8 +491,7 @@ def train(options: Options):
         (the last good save stays).
     """
     options.check()
-    options, config, contents = _resumed(options)
-    folder = options.checkpoint_dir
+    folder, (config, run) = options.checkpoint_dir, _resumed(options)
     source = data.PatchSource(
         data.find_pictures(options.train_glob),
         options.patchsize,
@@ -526,7 +514,12 @@ def train(options: Options):
         start, total = saved_step(os.path.join(folder, "backup")), cluster.make_total(strategy)
         if total(start) != start * total(1):
             raise UsageError(f"the workers see different saves in {folder}: it must be one folder that all of them share")
+        if start and run:  # what it began with, whatever the flags say now
+            options = dataclasses.replace(options, **{name: run[name] for name in ("warm_start", "init") if name in run})
         model = _compiled_model(options, config, source, strategy, start)
+        contents = dataclasses.asdict(options)
+        if run is None or "config" in run:  # a run of an earlier version may have had other widths than presets have now
+            contents["config"] = dataclasses.asdict(config)
         if chief:
             atomic_write(os.path.join(folder, "run.json"), json.dumps(contents, indent=1).encode())
         _fit(options, model, source, val_paths, strategy, start)
@@ -573,8 +566,6 @@ def _fit(options: Options, model, source, val_paths, strategy, start):
         print(f"{begun} step {start}, {gpus or 'no'} GPU{'s' if gpus > 1 else ''}", flush=True)
     writer = tf.summary.create_file_writer(os.path.join(folder, "tensorboard")) if options.tensorboard and chief else None
     val_lambdas = options.val_lambdas or options.lambdas or model.config.training_lambdas
-    if options.val_lambdas and not model.config.lmbda_min <= min(val_lambdas) <= max(val_lambdas) <= model.config.lmbda_max:
-        raise UsageError(f"--val_lambdas must be within {model.config.lmbda_min:g} to {model.config.lmbda_max:g}, which is trained for")
     validator = Validator(model, val_paths, val_lambdas) if val_paths and chief else None
     progress = Progress(options, os.path.join(folder, "log.jsonl") if chief else None, writer, total)
     watch = [Watch(options, validator, writer, progress)] if chief else []

@@ -327,4 +327,4 @@ def test_what_cannot_be_run(memory, model, model_dir, tmp_path, monkeypatch, cap
     monkeypatch.delattr(goconv_tf, "archive")
     args = ["compress", "--input=a", "--output=b", "--model=tiny-test"]
     assert commands.status_of(beam.main, args) == 1
-    assert capsys.readouterr().err == "error: Apache Beam is not installed: pip install apache-beam\n"
+    assert capsys.readouterr().err == "error: Apache Beam is not installed: pip install 'apache-beam~=2.69'\n"

@@ -78,7 +78,7 @@ def test_nothing_but_escapes_in_bounded_pieces(name, conditional, monkeypatch):
     string = CODERS[name].encode(symbols, indexes, conditional.table)
     looks.clear()
     np.testing.assert_array_equal(CODERS[name].decode(string, indexes, conditional.table), symbols)
-    assert len(looks) >= 40  # ten times symbols, digits, signs, bits; more in long rows of the range-coder
+    assert len(looks) == 40 if name == "tfc" else len(looks) >= 40  # ten times symbols, digits, signs, bits; more in the range-coder's long rows
 
 
 @pytest.mark.parametrize("name", CODERS)

@@ -134,6 +134,17 @@ def curve(name, points):
     return {"name": name, "results": {"psnr-rgb": points, "ms-ssim-rgb": [(rate, 1 - 10 ** (-quality / 20)) for rate, quality in points]}}
 
 
+def test_bits_at_equal_quality():
+    """Of one point, against a curve: exact on points, monotone between them."""
+    anchor = curve("a", [(0.1, 25.0), (0.2, 28.0), (0.4, 31.0), (0.8, 34.0)])
+    for rate, quality, expected in ((0.2, 28.0, "+0.0%"), (0.3, 31.0, "-25.0%"), (0.3, 29.5, "+6.1%"), (0.1, 24.0, "out of its range")):
+        for metric in ("psnr-rgb", "ms-ssim-rgb"):
+            assert evaluation.bits_at_equal_quality(anchor, curve("b", [(rate, quality)]), metric) == expected
+    assert evaluation.bits_at_equal_quality(curve("a", []), curve("b", [(0.1, 25.0)])) == "not measured"
+    assert evaluation.bits_at_equal_quality(anchor, {"name": "b", "results": {"ms-ssim-rgb": [(0.1, 1.0)]}}, "ms-ssim-rgb") == "not measured"
+    assert evaluation.bits_at_equal_quality(curve("a", [(0.1, 25.0)]), curve("b", [(0.1, 25.0)])) == "out of its range"
+
+
 def test_bd_rate():
     anchor = curve("a", [(0.1, 25.0), (0.2, 28.0), (0.4, 31.0), (0.8, 34.0)])
     fewer = curve("b", [(0.9 * rate, quality) for rate, quality in anchor["results"]["psnr-rgb"]])

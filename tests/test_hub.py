@@ -255,5 +255,5 @@ def test_loads_and_refuses_damage(server, environment, model, tmp_path):
 
 def test_without_huggingface_hub(monkeypatch):
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
-    with pytest.raises(CheckpointError, match="hf://org/name: huggingface_hub is not installed: pip install huggingface_hub"):
+    with pytest.raises(CheckpointError, match=r"hf://org/name: huggingface_hub is not installed: pip install 'huggingface_hub>=0\.36'"):
         hub.fetch("hf://org/name", ())

@@ -223,20 +223,34 @@ class Careless(tf.keras.layers.Layer):
         return x * self.gain
 
 
-class Bare(tf.keras.layers.Layer):
+@tf.keras.saving.register_keras_serializable("test")
+class Bare(Careless):
     """Takes no arguments at all."""
 
     def __init__(self):
         super().__init__()
-        self.inner = Careless()
+
+    @classmethod
+    def from_config(cls, config):
+        return cls()
+
+
+@tf.keras.saving.register_keras_serializable("test")
+class Residual(tf.keras.layers.Layer):
+    """Its call gets a list where Keras has loaded it."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.inner = GoConv2D(4, 3)
 
     def call(self, x):
-        return self.inner(x)
+        return x + self.inner(x)
 
 
-def test_layers_of_ones_own_as_activations(tmp_path):
+@pytest.mark.parametrize("activation", [Careless, Bare])
+def test_layers_of_ones_own(activation, tmp_path):
     image = tf.keras.Input([8, 8, 3])
-    model = tf.keras.Model(image, list(GoConv2D(4, 3, activation=Careless)(image)))
+    model = tf.keras.Model(image, list(Residual()(GoConv2D(4, 3, activation=activation)(image))))
     x = np.random.default_rng(0).normal(size=(2, 8, 8, 3)).astype(np.float32)
     model.save(tmp_path / "model.keras")
     clone = tf.keras.models.clone_model(model)
@@ -244,9 +258,9 @@ def test_layers_of_ones_own_as_activations(tmp_path):
     for other in (tf.keras.models.load_model(tmp_path / "model.keras"), clone):
         for ours, theirs in zip(model(x), other(x)):
             np.testing.assert_array_equal(ours, theirs)
-    layer = GoConv2D(4, 3, activation=Bare)
+    layer = GoConv2D(4, 3, activation=activation)
     layer(x)
-    assert layer.high_activation.inner.gain.shape == [2] and layer.high_activation is not layer.down_activation
+    assert layer.high_activation.gain.shape == [2] and layer.high_activation is not layer.down_activation
 
 
 @pytest.mark.parametrize("make", [lambda **kwargs: GoConv2D(4, 3, alpha=0, **kwargs), GDN])

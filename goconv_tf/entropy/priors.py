@@ -57,12 +57,7 @@ class FactorizedPrior(tf.keras.layers.Layer):
 
     def update_offset(self):
         """Makes `offset` that of the present parameters, as coding will have it."""
-        self.quantization_offset.assign(self._medians())
-
-    @functools.cached_property
-    def _medians(self):
-        # Compiled, as the search is a loop. (The partial keeps TensorFlow from warning of retracing.)
-        return tf.function(functools.partial(tables.factorized_offset, self.prior))
+        self.quantization_offset.assign(tables.factorized_offset(self.prior))
 
     def build_table(self):
         """Makes the coding table, and the offset, from the present parameters."""

@@ -60,9 +60,14 @@ class CodingTable:
         return np.concatenate([[PRECISION, *row] for row in self.rows]).astype(np.int32)
 
 
+def _compiled(build):
+    """build(), compiled: searches for medians and tails are loops of thousands of steps. (The partial keeps TensorFlow from warning of retracing.)"""
+    return tf.function(functools.partial(build))()
+
+
 def factorized_offset(prior):
     """float32 [channels]: the fraction of each channel's median, which a tfc distribution is rounded about."""
-    return tf.broadcast_to(tfc.quantization_offset(prior), prior.batch_shape)
+    return _compiled(lambda: tf.broadcast_to(tfc.quantization_offset(prior), prior.batch_shape))
 
 
 def factorized_table(prior) -> tuple:
@@ -74,8 +79,7 @@ def factorized_table(prior) -> tuple:
         )
         return model.cdf, model.cdf_offset, tf.broadcast_to(model.quantization_offset, prior.batch_shape)
 
-    # Compiled, as the search for the tails is a loop of thousands of steps. (The partial keeps TensorFlow from warning of retracing.)
-    cdf, cdf_offset, offset = (value.numpy() for value in tf.function(functools.partial(build))())
+    cdf, cdf_offset, offset = (value.numpy() for value in _compiled(build))
     return CodingTable(cdf, cdf_offset), offset
 
 

@@ -29,8 +29,13 @@ class OctaveTensor(NamedTuple):
         high, low = other
         return OctaveTensor(self.high + high, self.low + low)
 
+    __radd__ = __add__  # of pairs that Keras has made lists or tuples of
+
     def map(self, factory):
-        """The pair of what two layers make of it, one of each frequency: x.map(lambda: tf.keras.layers.Dropout(0.1))."""
+        """The pair of what two new layers make of it, one of each frequency: x.map(lambda: tf.keras.layers.Dropout(0.1)).
+
+        For functional models: a `call` runs again and again, and needs two layers that were made once.
+        """
         return OctaveTensor(factory()(self.high), factory()(self.low))
 
 
