@@ -120,6 +120,7 @@ def test_what_hears_of_a_changed_latent(rnn, changed, sigmas, pictures):
 
 def test_without_hyperprior(tmp_path):
     config = dataclasses.replace(presets.get_preset("scalable_rnn", "tiny"), hyperprior=False)
+    tf.keras.utils.set_random_seed(0)
     model = lively_rnn(zoo.new_model(config))
     assert not [name for name in named_weights(model) if name.startswith("h_")]
     zoo.save_pretrained(model, str(tmp_path / "plain"), "plain")
@@ -333,6 +334,7 @@ def test_layers_of_other_models_do_not_decode(rnn, model):
 
 def test_loss_weighs_layers_as_the_original():
     """sum of lambda_k * mse_k + running bpp; a gradient for every weight."""
+    tf.keras.utils.set_random_seed(0)
     model = lively_rnn(zoo.new_model(presets.get_preset("scalable_rnn", "tiny")))
     variables = model.trainable_variables
 
