@@ -214,7 +214,7 @@ def evaluate(specs, images, output, jobs=1, per_image=False, as_csv=False) -> Li
       output: folder for <subject>.json, measured.jsonl and, on request, per_image/ and csv/.
       jobs: processes.
       per_image: also write each picture's measures, per_image/<subject>/<picture>.json.
-      as_csv: also write csv/<subject>.csv, in tensorflow/compression's form.
+      as_csv: also write csv/<folder of pictures>/<measure>/<subject>.txt, in tensorflow/compression's form.
 
     Raises:
       GoConvError: if a picture or a model cannot be used; what was measured before is kept.

@@ -106,10 +106,14 @@ class Codec(tf.keras.Model):
     def __init__(self, config, **kwargs):
         super().__init__(**kwargs)
         self.config = config
-        self.has_lambda: bool = config.has_lambda  # whether lambda is chosen when coding
         self.distortion = "mse"
         self.balance = 0.0
         self.quantization = "noise"
+
+    @property
+    def has_lambda(self) -> bool:
+        """Whether lambda is chosen when coding."""
+        return self.config.has_lambda
 
     @property
     def latent_names(self) -> Tuple[str, ...]:
