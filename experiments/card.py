@@ -1,5 +1,6 @@
-"""Writes a model folder's card from measured results: README.md, curve.png, figures in config.json; of a folder in
-checkpoints/ also the table of models there and docs/kodak.png.
+"""Writes a model folder's card from measured results: README.md, curve.png, figures in config.json.
+
+Of a folder in checkpoints/ also the table of models there and docs/kodak.png.
 
     python -m goconv_tf evaluate --model checkpoints/variable-rate-small-mse kodak/ --output results
     python -m goconv_tf bench_codec jpeg kodak/ --output results    # and jpeg2000, webp, avif

@@ -1,11 +1,11 @@
 """CRPE (Fu et al., arXiv 2209.03353): the original's commands and flags.
 
-    python crpe.py --num_filters 192 --checkpoint_dir runs/crpe train --train_root_dir photos --lambda 0.01 --lr_scheduling
-    python crpe.py --checkpoint_dir crpe-small-mse-0.01 encode in.png [out.bitstream]
-    python crpe.py --checkpoint_dir crpe-small-mse-0.01 decode in.png.bitstream [out.png]
+    python experiments/crpe.py --num_filters 192 --checkpoint_dir runs/crpe train --train_root_dir photos --lambda 0.01 --lr_scheduling
+    python experiments/crpe.py --checkpoint_dir crpe-small-mse-0.01 encode in.png [out.bitstream]
+    python experiments/crpe.py --checkpoint_dir crpe-small-mse-0.01 decode in.png.bitstream [out.png]
 
-`encode` takes a picture, or a folder of them (OUTPUT is then a folder too), writes the reconstruction beside each file as
-*_rec.png, and prints measures per image and, of a folder, their averages. --checkpoint_dir is a training folder, a model
+`encode` takes a picture, or a folder of them (OUTPUT is then a folder too), writes the reconstruction beside OUT.bitstream as
+OUT_rec.png, and prints measures per image and, of a folder, their averages. --checkpoint_dir is a training folder, a model
 folder or a zoo name. Training defaults are the original's: batch 8, 256-pixel patches, Adam at 1e-4, gradients clipped by value to
 +-0.01/lr, 1,000,000 steps; with --lr_scheduling the rate halves at 50, 60, 70, 80 and 90 % of them. Saves and summaries come
 every 500 steps (there: 10,000 and 100).
@@ -19,8 +19,9 @@ import sys
 from absl import app
 from absl.flags import argparse_flags
 
-from goconv_tf import commands
+from goconv_tf import codec, commands, metrics
 from goconv_tf.errors import GoConvError, UsageError, printable
+from goconv_tf.files import PICTURE_EXTENSIONS, atomic_write, plan
 
 argparse = argparse_flags.argparse
 
@@ -41,7 +42,7 @@ def make_parser():
     p.add_argument("--lambda", type=float, default=0.01, dest="lmbda", help="Lagrangian.")
     p.add_argument("--last_step", type=int, default=1_000_000)
     p.add_argument("--lr", type=float, default=1e-4, help="Adam's learning rate.")
-    p.add_argument("--lr_scheduling", action="store_true", help="Halve the rate at 50, 60, 70, 80 and 90 %% of --last_step.")
+    p.add_argument("--lr_scheduling", "-lr_sch", action="store_true", help="Halve the rate at 50, 60, 70, 80 and 90 %% of --last_step.")
     p.add_argument("--preprocess_threads", type=int, default=6, help="Without effect: two threads keep up.")
     p = sub.add_parser("encode", help="Compress a picture or a folder of them.", **style)
     p.add_argument("input_file", help="Picture or folder.")
@@ -86,9 +87,9 @@ _LINES = (
     ("RGB Multiscale SSIM (dB)", "ms-ssim-rgb-db", "0.2f"),
     ("Y Multiscale SSIM", "ms-ssim-y", "0.4f"),
     ("Y Multiscale SSIM (dB)", "ms-ssim-y-db", "0.2f"),
-    ("Estimated bpp_h", "bpp_h", "0.4f"),
-    ("Estimated bpp_l", "bpp_l", "0.4f"),
-    ("Estimated bpp", "bpp_estimated", "0.4f"),
+    ("Information content in bpp_h", "bpp_h", "0.4f"),
+    ("Information content in bpp_l", "bpp_l", "0.4f"),
+    ("Information content in bpp", "bpp_estimated", "0.4f"),
     ("Actual bits per pixel", "bpp", "0.4f"),
 )
 
@@ -101,9 +102,6 @@ def show(row):
 
 def encode_one(model, source, target):
     """Codes a picture, writes the file and its reconstruction; the measures of what the file decodes to."""
-    from goconv_tf import codec, metrics
-    from goconv_tf.files import atomic_write
-
     picture = codec.read_picture(source)
     result = codec.compress(model, picture)
     decoded = codec.decompress(model, result.data)
@@ -114,25 +112,32 @@ def encode_one(model, source, target):
     row.update({f"{key}-db": metrics.decibels(row[key]) for key in ("ms-ssim-rgb", "ms-ssim-y")})
     row.update(bpp_h=estimated["high"], bpp_l=estimated["low"], bpp_estimated=sum(estimated.values()), bpp=result.bpp)
     atomic_write(target, result.data)
-    commands.write_picture(reconstruction_of(source, target), decoded)
+    commands.write_picture(reconstruction_of(target), decoded)
     return row
 
 
-def reconstruction_of(source, target):
-    """Where the original writes what a picture's file decodes to."""
-    return os.path.join(os.path.dirname(target), f"{os.path.splitext(os.path.basename(source))[0]}_rec.png")
+def reconstruction_of(target):
+    """Where the original writes what a file decodes to."""
+    return os.path.splitext(target)[0] + "_rec.png"
+
+
+def averages(rows):
+    """The original's: of measures; dB are those of mean MS-SSIMs and of mean squared errors of Y, U and V."""
+    mean = {key: sum(row[key] for row in rows) / len(rows) for key in rows[0]}
+    for key in ("ms-ssim-rgb", "ms-ssim-y"):
+        mean[f"{key}-db"] = metrics.decibels(mean[key])
+    y, u, v = (-10 * math.log10(max(sum(10 ** (-row[key] / 10) for row in rows) / len(rows), 1e-300)) for key in ("psnr-y", "psnr-u", "psnr-v"))
+    return {**mean, "psnr-yuv": (6 * y + u + v) / 8}
 
 
 def encode(args):
-    from goconv_tf import zoo
-
     folder = os.path.isdir(args.input_file)
     if folder:
-        files = commands.plan([args.input_file], args.output_file or args.input_file, commands.PICTURE_EXTENSIONS, ".bitstream")
+        files = plan([args.input_file], args.output_file or args.input_file, PICTURE_EXTENSIONS, ".bitstream")
         # As for a single picture, the whole name stays.
         files = [(source, os.path.join(os.path.dirname(target), os.path.basename(source) + ".bitstream")) for source, target in files]
         # What an earlier call wrote beside the pictures, and beside their files, is none of them.
-        written = {os.path.realpath(reconstruction_of(source, target)) for source, target in files if os.path.exists(target)}
+        written = {os.path.realpath(reconstruction_of(target)) for _, target in files if os.path.exists(target)}
         files = [(source, target) for source, target in files if os.path.realpath(source) not in written]
         os.makedirs(args.output_file or args.input_file, exist_ok=True)
     else:
@@ -140,13 +145,11 @@ def encode(args):
     for source, target in files:
         commands.check_output(target, source)
         commands.check_replaceable(target)
-        reconstruction = reconstruction_of(source, target)
+        reconstruction = reconstruction_of(target)
         commands.check_output(reconstruction, source)
-        if os.path.realpath(reconstruction) == os.path.realpath(target):
-            raise UsageError(f"{target}: is where the decoded picture goes; name another output")
         if os.path.exists(reconstruction) and not os.path.exists(target):
             raise UsageError(f"{reconstruction}: is there already, and no earlier call's; name another output")
-    model = zoo.load_pretrained(args.restore_path or args.checkpoint_dir)
+    model = commands.load(args.restore_path or args.checkpoint_dir, "crpe")
     rows, failures = [], 0
     for source, target in files:
         try:
@@ -162,7 +165,7 @@ def encode(args):
         show(rows[-1])
     if folder and rows:
         print(f"Averages of {len(rows)} pictures")
-        show({key: sum(row[key] for row in rows) / len(rows) for key in rows[0]})
+        show(averages(rows))
     return 1 if failures else 0
 
 

@@ -1,5 +1,6 @@
 """make demo: a photograph into small files at three rates and back, each decoded in a process of its own."""
 
+import argparse
 import os
 import subprocess
 import sys
@@ -26,6 +27,7 @@ def run(*args):
 
 
 def main():
+    argparse.ArgumentParser(description=__doc__).parse_args()
     from skimage import data
 
     models = zoo.list_models()

@@ -1,8 +1,8 @@
 """Scalable RNN codec (Su et al., ICIP 2020): the original's commands.
 
-    python rnn.py train
-    python rnn.py --batchsize 1 compress xxx.png compressed.bin
-    python rnn.py --batchsize 1 decompress compressed.bin decompressed.png
+    python experiments/rnn.py train
+    python experiments/rnn.py --batchsize 1 compress xxx.png compressed.bin
+    python experiments/rnn.py --batchsize 1 decompress compressed.bin decompressed.png
 
 Flags may stand before or after the command. `compress` prints the original's figures after each iteration.
 `python -m goconv_tf.train --model scalable_rnn` has more flags for training, `python -m goconv_tf` for coding.
@@ -13,8 +13,9 @@ import math
 from absl import app
 from absl.flags import argparse_flags
 
-from goconv_tf import commands
+from goconv_tf import bitstream, codec, commands, metrics
 from goconv_tf.errors import GoConvError, UsageError
+from goconv_tf.files import atomic_write
 
 argparse = argparse_flags.argparse
 
@@ -91,12 +92,9 @@ def train(args):
 
 def compress(args):
     """Writes one file with all layers; prints the original's lines after each iteration."""
-    from goconv_tf import bitstream, codec, metrics, zoo
-    from goconv_tf.files import atomic_write
-
     commands.check_output(args.output_file, args.input_file)
     commands.check_replaceable(args.output_file)
-    model = zoo.load_pretrained(args.checkpoint_dir)
+    model = commands.load(args.checkpoint_dir, "scalable_rnn")
     picture = codec.read_picture(args.input_file)
     result = codec.compress(model, picture, reconstruct=True, layers=args.iter)
     if args.verbose and (codec.decompress(model, result.data) != result.reconstruction).any():

@@ -22,11 +22,13 @@ LAMBDAS = {
 
 
 def make_parser():
-    parser = argparse_flags.ArgumentParser(description=__doc__.splitlines()[0], formatter_class=argparse_flags.argparse.ArgumentDefaultsHelpFormatter)
+    parser = argparse_flags.ArgumentParser(description=__doc__, formatter_class=argparse_flags.argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--verbose", "-V", action="store_true", help="Let TensorFlow speak; verify what compress writes.")
-    parser.add_argument("--num_filters", type=int, default=448, help="N, filters per layer, for train.")
+    parser.add_argument("--num_filters", type=int, default=448, help="N, filters per layer, for train (default: %(default)s).")
     parser.add_argument("--num_latents", type=int, default=0, help="M, channels of y, for train; 0 means N.")
-    parser.add_argument("--checkpoint_dir", default="train", help="Training folder; for coding also a model folder or zoo name.")
+    parser.add_argument(
+        "--checkpoint_dir", default="train", help="Training folder; for coding also a model folder or zoo name (default: %(default)s)."
+    )
     sub = parser.add_subparsers(dest="command", required=True)
     style = {"formatter_class": argparse_flags.argparse.ArgumentDefaultsHelpFormatter}
 

@@ -132,11 +132,9 @@ def write(task, target, parts: Iterable[bytes], replace=False) -> None:
 def describe(data, whole=None) -> Dict[str, Any]:
     """What a stream's header and length say; with `whole`, its layers that are, also how many of them there are and are missing."""
     stream = bitstream.unpack_header(data, math.inf)
-    pixels = stream.height * stream.width
-    lmbda = bitstream.dequantize_lmbda(stream.lmbda_code) or None
-    size = {"width": stream.width, "height": stream.height, "pixels": pixels}
+    size = {"width": stream.width, "height": stream.height, "pixels": stream.pixels}
     layers = {"layers": len(whole.layers), "missing": whole.missing} if whole else {"layers": stream.missing}
-    return {"bytes": len(data), "bpp": 8 * len(data) / pixels, "lmbda": lmbda, **layers, **size}
+    return {"bytes": len(data), "bpp": 8 * len(data) / stream.pixels, "lmbda": stream.lmbda, **layers, **size}
 
 
 def finished(task, source, target) -> Dict[str, Any]:

@@ -72,4 +72,4 @@ def add_evaluation(parser):
     parser.add_argument("--output", default="results", help="Folder for the results (default: %(default)s).")
     parser.add_argument("--jobs", type=count, default=1, help="Processes; with more than one, seconds mean little (default: %(default)s).")
     parser.add_argument("--per_image", action="store_true", help="Also write per_image/NAME/PICTURE.json, as CompressAI does.")
-    parser.add_argument("--csv", action="store_true", help="Also write csv/, in tensorflow/compression's form.")
+    parser.add_argument("--csv", dest="as_csv", action="store_true", help="Also write csv/, in tensorflow/compression's form.")

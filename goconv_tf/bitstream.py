@@ -75,6 +75,16 @@ class Stream:
     exact: bool = True  # entropy parameters were computed with integers
 
     @property
+    def lmbda(self) -> Optional[float]:
+        """The lambda that it was coded with; None for models without one."""
+        return dequantize_lmbda(self.lmbda_code) or None
+
+    @property
+    def pixels(self) -> int:
+        """How many the picture has."""
+        return self.height * self.width
+
+    @property
     def payload(self) -> int:
         """Bytes of all sections."""
         return sum(len(section) for layer in self.layers for section in layer.sections)

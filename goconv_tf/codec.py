@@ -353,7 +353,7 @@ def check_exact(model, exact):
 
 def cut_to_rate(stream, target_bpp) -> "bitstream.Stream":
     """The stream with as many layers as fit into target_bpp, bits of the whole file per pixel; RateError if none does."""
-    rates = [8 * size / (stream.height * stream.width) for size in stream.layer_bytes()]
+    rates = [8 * size / stream.pixels for size in stream.layer_bytes()]
     count = sum(rate <= target_bpp for rate in rates)
     if not count:
         raise RateError(f"{target_bpp:g} bpp is out of reach: the first layer alone takes {rates[0]:.4f} bpp")

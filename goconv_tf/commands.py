@@ -5,16 +5,10 @@ import os
 import sys
 import time
 import warnings
-from typing import Tuple
 
-from goconv_tf import bitstream, codec, limits, zoo
+from goconv_tf import bitstream, codec, evaluation, limits, metrics, plots, zoo
 from goconv_tf.errors import BitstreamError, GoConvError, UsageError, printable
-from goconv_tf.files import atomic_write, check_new_folder, check_parent
-
-STREAM_EXTENSION, PICTURE_EXTENSION = ".gcv", ".png"
-# Those of Pillow's formats that photographs come in.
-PICTURE_EXTENSIONS: Tuple[str, ...] = (".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".avif", ".avifs", ".bmp", ".dib", ".tif", ".tiff", ".gif")
-PICTURE_EXTENSIONS += (".ppm", ".pgm", ".pnm", ".pbm", ".jp2", ".j2k", ".j2c", ".jpc", ".jpf", ".jpx", ".tga", ".qoi")
+from goconv_tf.files import PICTURE_EXTENSION, PICTURE_EXTENSIONS, STREAM_EXTENSION, atomic_write, check_new_folder, check_parent, plan
 
 
 def quiet_tensorflow():
@@ -42,34 +36,6 @@ def status_of(action, *args, prefix="error"):
             print(end="", flush=True)
         except OSError:  # a closed pipe or a full disk: Python would try, and complain, again
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-def plan(inputs, output_dir, extensions, new_extension):
-    """[(input, output)] for files and folders of them.
-
-    Two paths are taken as IN OUT, unless OUT has the name of an input.
-    """
-    if not output_dir and len(inputs) == 2 and not os.path.isdir(inputs[0]):
-        if inputs[1].lower().endswith(extensions):
-            raise UsageError(f"{inputs[1]}: is named like an input, not an output; several inputs need --output_dir")
-        return [(inputs[0], inputs[1])]
-    if not output_dir and (len(inputs) > 1 or os.path.isdir(inputs[0])):
-        raise UsageError("several files or a folder need --output_dir")
-    files = []
-    for path in inputs:
-        if os.path.isdir(path):
-            found = sorted(os.path.join(path, name) for name in os.listdir(path) if name.lower().endswith(extensions))
-            if not found:
-                raise UsageError(f"{path}: no files with {', '.join(extensions)} in this folder")
-            files += found
-        else:
-            files.append(path)
-    if not output_dir:
-        return [(files[0], files[0] + new_extension)]
-    pairs = [(path, os.path.join(output_dir, os.path.splitext(os.path.basename(path))[0] + new_extension)) for path in files]
-    if len({out for _, out in pairs}) < len(pairs):
-        raise UsageError("two of the inputs would be written to the same file")
-    return pairs
 
 
 def check_output(path, source):
@@ -149,6 +115,14 @@ def for_each(pairs, action, output_dir=None):
     return failures
 
 
+def load(name, kind):
+    """A pretrained model of a kind, "crpe" and so on; UsageError if it is of another."""
+    model = zoo.load_pretrained(name)
+    if model.config.model != kind:
+        raise UsageError(f"{name} is a {model.config.model}, not a {kind}")
+    return model
+
+
 def compress(
     inputs,
     model,
@@ -169,8 +143,6 @@ def compress(
     codec.check_exact(loaded, exact)
 
     def action(source, target):
-        from goconv_tf import metrics
-
         check_replaceable(target)
         picture = codec.read_picture(source, max_pixels)
         result = codec.compress(loaded, picture, lmbda, target_bpp, entropy_coder, verify, layers, exact, tile)
@@ -246,7 +218,7 @@ def truncate(source, target, layers=None, target_bpp=None, max_pixels=codec.MAX_
         stream_cut = stream.cut(layers) if target_bpp is None else codec.cut_to_rate(stream, target_bpp)
         data = bitstream.pack(stream_cut)
         atomic_write(target, data)
-        return f"{len(data)} bytes, {8 * len(data) / (stream.height * stream.width):.4f} bpp, {len(stream_cut.layers)} of {len(stream.layers)} layers"
+        return f"{len(data)} bytes, {8 * len(data) / stream.pixels:.4f} bpp, {len(stream_cut.layers)} of {len(stream.layers)} layers"
 
     return 1 if for_each([(source, target)], action) else 0
 
@@ -260,7 +232,6 @@ def info(path, max_pixels=codec.MAX_PIXELS, allow_truncated=False):
         raise BitstreamError(f"{path}: {error}") from None
     models = [m for m in zoo.all_models() if m.model_id == stream.model_id]
     model = max(models, key=lambda m: m.fingerprint == f"{stream.fingerprint:08x}", default=None)
-    pixels = stream.height * stream.width
     layers = []
     for number, (layer, size) in enumerate(zip(stream.layers, stream.layer_bytes())):
         names = model.config.layers[number] if model and number < len(model.config.layers) else ()
@@ -269,9 +240,9 @@ def info(path, max_pixels=codec.MAX_PIXELS, allow_truncated=False):
             {
                 "bytes": size - (layers[-1]["bytes_so_far"] if layers else 0),
                 "bytes_so_far": size,
-                "bpp_so_far": 8 * size / pixels,
+                "bpp_so_far": 8 * size / stream.pixels,
                 "latents_checksum": f"{layer.checksum:08x}",
-                "substreams": {name: {"bytes": len(s), "bpp": 8 * len(s) / pixels} for name, s in zip(names, layer.sections)},
+                "substreams": {name: {"bytes": len(s), "bpp": 8 * len(s) / stream.pixels} for name, s in zip(names, layer.sections)},
             }
         )
     contents = {
@@ -284,10 +255,10 @@ def info(path, max_pixels=codec.MAX_PIXELS, allow_truncated=False):
         "weights_match": model is not None and model.fingerprint == f"{stream.fingerprint:08x}",
         "entropy_coder": stream.coder,
         "exact": stream.exact,
-        "lmbda": bitstream.dequantize_lmbda(stream.lmbda_code) or None,
+        "lmbda": stream.lmbda,
         "lmbda_code": stream.lmbda_code,
         "bytes": len(data),
-        "bpp": 8 * len(data) / pixels,
+        "bpp": 8 * len(data) / stream.pixels,
         "header_bytes": layers[-1]["bytes_so_far"] - stream.payload,
         "missing_layers": stream.missing,
         "layers": layers,
@@ -298,8 +269,6 @@ def info(path, max_pixels=codec.MAX_PIXELS, allow_truncated=False):
 
 def evaluate(specs, images, output, jobs=1, per_image=False, as_csv=False):
     """The evaluate and bench_codec commands; returns the exit status."""
-    from goconv_tf import evaluation
-
     for path in evaluation.evaluate(specs, images, output, jobs, per_image, as_csv):
         with open(path, encoding="utf-8") as f:
             results = json.load(f)["results"]
@@ -311,8 +280,6 @@ def evaluate(specs, images, output, jobs=1, per_image=False, as_csv=False):
 
 def bd_rate(anchor, test, metric):
     """The bd_rate command; returns the exit status."""
-    from goconv_tf import evaluation
-
     a, b = evaluation.read_results(anchor), evaluation.read_results(test)
     result = evaluation.bd_rate(a, b, metric)
     overlap = f"{result.overlap[0]:.2f} to {result.overlap[1]:.2f} dB, {100 * result.share:.0f} % of both curves' range"
@@ -322,8 +289,6 @@ def bd_rate(anchor, test, metric):
 
 def plot(results, output, title="", max_bpp=None):
     """The plot command; returns the exit status."""
-    from goconv_tf import evaluation, plots
-
     extension = os.path.splitext(output)[1].lower()
     if extension not in (".png", ".pdf", ".svg"):
         raise UsageError(f"{output}: unknown plot format {extension!r}; use .png, .pdf or .svg")
@@ -336,7 +301,6 @@ def plot(results, output, title="", max_bpp=None):
 
 def report(results, output, images=(), target_bpp=0.3, title="Rate and distortion", models=()):
     """The report command; returns the exit status."""
-    from goconv_tf import evaluation
     from goconv_tf import report as page
 
     if not output.lower().endswith((".html", ".htm")):

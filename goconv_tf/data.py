@@ -78,7 +78,7 @@ class PatchSource:
         self.paths, self.too_small, self.unreadable, self.damaged = [], 0, 0, set()
         for path in paths:
             try:
-                with Image.open(path) as image:
+                with codec.pillow_limit(codec.MAX_PIXELS), Image.open(path) as image:
                     size = image.size
             except Exception:  # Pillow raises almost anything on damaged files
                 self.unreadable += 1

@@ -21,9 +21,9 @@ from typing import Any, Dict, List, NamedTuple, Optional, Tuple
 
 import numpy as np
 
-from goconv_tf import bitstream, codec, commands, metrics, zoo
+from goconv_tf import bitstream, codec, metrics, published, zoo
 from goconv_tf.errors import GoConvError, ImageError, UsageError
-from goconv_tf.files import atomic_write
+from goconv_tf.files import PICTURE_EXTENSIONS, atomic_write, plan
 
 # A part of every measured row's key: counted up when measuring the same weights again would give something else.
 MEASURED_BY = 2
@@ -88,7 +88,7 @@ class ModelSubject:
         stream = bitstream.unpack(data, codec.MAX_PIXELS)
         decoded = codec.decode(model, stream)
         end = time.time()
-        estimated = codec.estimate(model, picture, bitstream.dequantize_lmbda(stream.lmbda_code) or None, len(stream.layers))
+        estimated = codec.estimate(model, picture, stream.lmbda, len(stream.layers))
         pixels = picture.shape[0] * picture.shape[1]
         more = {"bpp-strings": 8 * stream.payload / pixels, "bpp-estimated": sum(estimated.values()) / pixels}
         strings = dict(zip(estimated, (section for layer in stream.layers for section in layer.sections)))
@@ -221,7 +221,7 @@ def evaluate(specs, images, output, jobs=1, per_image=False, as_csv=False) -> Li
     """
     import tqdm
 
-    paths = [source for source, _ in commands.plan([images], output, commands.PICTURE_EXTENSIONS, ".json")]
+    paths = [source for source, _ in plan([images], output, PICTURE_EXTENSIONS, ".json")]
     subjects: List[Any] = [make_subject(*spec) for spec in specs]
     if len({subject.name for subject in subjects}) < len(subjects):
         raise UsageError("two of the models have the same name")
@@ -348,8 +348,6 @@ def read_results(path_or_name) -> Dict[str, Any]:
     Raises:
       UsageError: if it is neither.
     """
-    from goconv_tf import published
-
     dataset, _, name = path_or_name.partition(":")
     if name and dataset in published.DATASETS:
         return published.curve(dataset, name)
@@ -416,8 +414,6 @@ def bd_rate(anchor, test, metric="psnr-rgb") -> BDRate:
       GoConvError: if they are of different pictures, if either lacks the metric or has under three points, or their qualities do not overlap.
     """
     import bjontegaard
-
-    from goconv_tf import published
 
     for published_one, other in ((anchor, test), (test, anchor)):
         dataset = published_one.get("dataset")

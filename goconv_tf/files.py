@@ -1,11 +1,17 @@
-"""Files that are either whole or not there."""
+"""Names of files, and files that are either whole or not there."""
 
 import contextlib
 import fcntl
 import os
 import tempfile
+from typing import Tuple
 
 from goconv_tf.errors import UsageError
+
+STREAM_EXTENSION, PICTURE_EXTENSION = ".gcv", ".png"
+# Those of Pillow's formats that photographs come in.
+PICTURE_EXTENSIONS: Tuple[str, ...] = (".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".avif", ".avifs", ".bmp", ".dib", ".tif", ".tiff", ".gif")
+PICTURE_EXTENSIONS += (".ppm", ".pgm", ".pnm", ".pbm", ".jp2", ".j2k", ".j2c", ".jpc", ".jpf", ".jpx", ".tga", ".qoi")
 
 
 @contextlib.contextmanager
@@ -77,3 +83,31 @@ def staged(path: str, data: bytes):
     finally:
         with contextlib.suppress(OSError):
             os.unlink(temporary)
+
+
+def plan(inputs, output_dir, extensions, new_extension):
+    """[(input, output)] for files and folders of them.
+
+    Two paths are taken as IN OUT, unless OUT has the name of an input.
+    """
+    if not output_dir and len(inputs) == 2 and not os.path.isdir(inputs[0]):
+        if inputs[1].lower().endswith(extensions):
+            raise UsageError(f"{inputs[1]}: is named like an input, not an output; several inputs need --output_dir")
+        return [(inputs[0], inputs[1])]
+    if not output_dir and (len(inputs) > 1 or os.path.isdir(inputs[0])):
+        raise UsageError("several files or a folder need --output_dir")
+    files = []
+    for path in inputs:
+        if os.path.isdir(path):
+            found = sorted(os.path.join(path, name) for name in os.listdir(path) if name.lower().endswith(extensions))
+            if not found:
+                raise UsageError(f"{path}: no files with {', '.join(extensions)} in this folder")
+            files += found
+        else:
+            files.append(path)
+    if not output_dir:
+        return [(files[0], files[0] + new_extension)]
+    pairs = [(path, os.path.join(output_dir, os.path.splitext(os.path.basename(path))[0] + new_extension)) for path in files]
+    if len({out for _, out in pairs}) < len(pairs):
+        raise UsageError("two of the inputs would be written to the same file")
+    return pairs

@@ -1,4 +1,4 @@
-"""Distortions and what turns latents' likelihoods into rates, on pictures in 8-bit units."""
+"""Distortions of pictures in 8-bit units."""
 
 import tensorflow as tf
 

@@ -80,7 +80,7 @@ class GoConvImageFile(ImageFile.ImageFile):
         with contextlib.suppress(ModelMismatchError):
             self.info["model"] = codec.find_stream_model(stream).name
         if stream.lmbda_code:
-            self.info["lmbda"] = bitstream.dequantize_lmbda(stream.lmbda_code)
+            self.info["lmbda"] = stream.lmbda
         self.info.update(entropy_coder=stream.coder, exact=stream.exact)
         self.tile = [(FORMAT, (0, 0, *self._size), 0, ())]
 

@@ -153,6 +153,8 @@ class CRPEConfig:
         _complete_octave(self)
         if not self.second_hyper and (self.crpe_z or self.separate_fusion):
             raise UsageError("without second_hyper there is neither crpe_z nor separate_fusion")
+        if not 0 <= self.if_weight < math.inf:
+            raise UsageError(f"if_weight must be 0 or more, not {self.if_weight}")
         _check_lambdas(self)
 
     @property

@@ -7,7 +7,7 @@ from typing import Dict
 
 from goconv_tf.errors import UsageError
 
-DATASETS = ("kodak", "tecnick")
+DATASETS = {"kodak": 24, "tecnick": 100}  # and how many pictures they have
 _METRICS = ("psnr-rgb", "ms-ssim-rgb")
 
 
@@ -28,7 +28,7 @@ def names(dataset: str):
 
 
 def curve(dataset: str, name: str) -> Dict:
-    """{"name", "source", "dataset", "results"}; results {"psnr-rgb" or "ms-ssim-rgb": [(bpp, value)]}, MS-SSIM linear.
+    """{"name", "source", "dataset", "meta", "results"}; results {"psnr-rgb" or "ms-ssim-rgb": [(bpp, value)]}, MS-SSIM linear.
 
     UsageError names what there is.
     """
@@ -36,7 +36,8 @@ def curve(dataset: str, name: str) -> Dict:
         raise UsageError(f"no published curve {name!r} on {dataset}: there are {', '.join(names(dataset))}")
     entry = _contents()[dataset][name]
     results = {metric: [tuple(point) for point in entry[metric]] for metric in _METRICS if metric in entry}
-    return {"name": entry["title"], "source": entry["source"], "dataset": dataset, "results": results}
+    meta = {"dataset": dataset, "pictures": DATASETS[dataset]}
+    return {"name": entry["title"], "source": entry["source"], "dataset": dataset, "meta": meta, "results": results}
 
 
 def tables() -> Dict:

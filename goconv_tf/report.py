@@ -5,6 +5,7 @@ import contextlib
 import html
 import json
 import os
+import re
 
 from goconv_tf import bitstream, codec, evaluation, metrics, plots, zoo
 from goconv_tf.errors import GoConvError, RateError, UsageError
@@ -126,6 +127,5 @@ def write(path, curves, images=(), target=0.3, title="Rate and distortion", mode
     }
     with open(os.path.join(os.path.dirname(__file__), "report_template.html"), encoding="utf-8") as f:
         page = f.read()
-    for name, value in fields.items():
-        page = page.replace("{{" + name + "}}", value)
+    page = re.sub(r"\{\{(\w+)\}\}", lambda field: fields[field[1]], page)  # at once: values may have such braces
     atomic_write(path, page.encode("utf-8", "backslashreplace"))

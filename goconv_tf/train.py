@@ -23,7 +23,7 @@ flags.DEFINE_string(
     "preset",
     "small",
     "Preset of the model: paper (crpe: paper-high, paper-low), base, medium (not scalable_rnn), small or tiny. "
-    "Widths only: how the papers trained is in experiments/.",
+    "Widths and ranges of lambda: how the papers trained is in experiments/.",
 )
 flags.DEFINE_integer("num_filters", 0, "N, filters per layer (scalable_rnn: channels of its latents), instead of the preset's.", lower_bound=0)
 flags.DEFINE_integer("num_latents", 0, "M, channels of y, instead of the preset's (or of N, when --num_filters is given).", lower_bound=0)
@@ -56,8 +56,7 @@ flags.DEFINE_enum(
     "quantization",
     "noise",
     TRAINING_CHOICES["quantization"],
-    "What the synthesis sees of latents in training: noisy ones, as in the papers, or rounded ones with straight-through gradients. "
-    "Rates are those of noisy latents.",
+    "Latents that the synthesis trains on: noisy, as in the papers, or rounded, with straight-through gradients. Printed rates are of noisy ones.",
 )
 flags.DEFINE_integer("patchsize", 256, "Side of the training patches in pixels; a multiple of 16.", lower_bound=16)
 flags.DEFINE_integer("batchsize", 8, "Patches a step, over all devices together.", lower_bound=1)
@@ -74,7 +73,7 @@ flags.DEFINE_float("minutes", 0.0, "Save and stop after this many minutes; 0 for
 flags.DEFINE_integer("save_steps", 500, "Steps between saves.", lower_bound=1)
 flags.DEFINE_multi_string("val_glob", [], "Glob pattern, or folder, of pictures that are coded whole to watch the real rate.")
 flags.DEFINE_float("val_minutes", 15.0, "Minutes between such validations, and between exports.", lower_bound=0.0)
-flags.DEFINE_list("val_lambdas", [], "Lagrangians of the validation. Default: all of --lambdas.")
+flags.DEFINE_list("val_lambdas", [], "Lagrangians of the validation (variable_rate). Default: all of --lambdas.")
 flags.DEFINE_string(
     "warm_start",
     "",

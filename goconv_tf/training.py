@@ -18,7 +18,7 @@ import tensorflow as tf
 from goconv_tf import cluster, data, losses, metrics, presets, zoo
 from goconv_tf.errors import CheckpointError, DataError, GoConvError, UsageError, first_line
 from goconv_tf.files import alone_in, atomic_write
-from goconv_tf.models import MODELS, crpe, named_weights, principal, principal_rnn, widen
+from goconv_tf.models import MODELS, adopt, named_weights, principal, principal_rnn, widen
 from goconv_tf.optimizers import Adam, Schedule, Soap
 
 CENTRE_STEPS = 500
@@ -429,7 +429,7 @@ def start_from(model, warm, name, crops):
         if not (model.config.second_hyper and model.config.crpe_y):
             raise UsageError(f"--warm_start {name}: a VariableRate is not a start for a CRPE without second_hyper or crpe_y")
         if same:
-            crpe.adopt(model, warm, model.config.lmbda)
+            adopt.adopt(model, warm, model.config.lmbda)
             return
     if (model.config.model, warm.config.model) == ("variable_rate", "variable_rate") and widen.fits(model.config, warm.config):
         widen.widen(model, warm, crops())

@@ -1,12 +1,14 @@
 """Tables and coders: exact round trips, sizes near the estimate, and no hanging on damage."""
 
 import math
+import os
 import time
 
 import numpy as np
 import pytest
 import tensorflow as tf
 
+from goconv_tf import limits
 from goconv_tf.entropy import CODERS, Decoder, Encoder, FactorizedPrior, GaussianConditional, NoisyWalker, RoundingWalker, coders
 from goconv_tf.errors import BitstreamError
 
@@ -32,7 +34,7 @@ def gaussian(conditional):
     rng = np.random.default_rng(0)
     scale = np.exp(rng.normal(0, 1.7, 30_000)).astype(np.float32).clip(0.05, 200)
     symbols = np.round(rng.normal(0, 1, scale.shape) * np.maximum(scale, 0.11)).astype(np.int32)
-    indexes = conditional.indexes(None, None, tf.constant(scale)).numpy()
+    indexes = conditional.indexes(scale.shape, None, tf.constant(scale)).numpy()
     bits = -np.log2(conditional.likelihood(tf.constant(symbols, tf.float32), tf.zeros_like(scale), tf.constant(scale))).sum()
     return symbols, indexes, float(bits)
 
@@ -82,6 +84,16 @@ def test_nothing_but_escapes_in_bounded_pieces(name, conditional, monkeypatch):
 
 
 @pytest.mark.parametrize("name", CODERS)
+def test_nothing_is_left_behind_where_time_runs_out(name, conditional, gaussian, monkeypatch, tmp_path):
+    symbols, indexes, _ = gaussian
+    string = CODERS[name].encode(symbols, indexes, conditional.table)
+    monkeypatch.setattr(coders.tempfile, "tempdir", str(tmp_path))
+    with limits.seconds(-1), pytest.raises(BitstreamError) as caught:
+        CODERS[name].decode(string, indexes, conditional.table)
+    assert os.listdir(tmp_path) == [] and caught.tb is not None  # which still holds what decoded
+
+
+@pytest.mark.parametrize("name", CODERS)
 @pytest.mark.parametrize("count", [0, 1])
 def test_hardly_anything_to_code(name, count, conditional):
     symbols, indexes = np.full(count, 3, np.int32), np.full(count, 20, np.int32)
@@ -110,7 +122,53 @@ def test_scale_table_and_indexes(conditional):
     table = conditional.scale_table
     np.testing.assert_allclose(table, np.exp(np.linspace(np.log(0.11), np.log(256), 64)), rtol=1e-6)
     scale = tf.constant([-3.0, 0.0, 0.11, 0.1101, table[10], table[10] * 1.0001, 256.0, 1e9])
-    np.testing.assert_array_equal(conditional.indexes(None, None, scale), [0, 0, 0, 1, 10, 11, 63, 63])
+    np.testing.assert_array_equal(conditional.indexes(scale.shape, None, scale), [0, 0, 0, 1, 10, 11, 63, 63])
+
+
+@pytest.mark.parametrize("dtype", [tf.float16, tf.float64])
+def test_other_precisions_and_one_scale_for_all(dtype, prior, conditional):
+    """Models of other precisions train and code: entropy models compute in float32."""
+    latents = {name: tf.cast(tf.random.stateless_normal([1, 4, 5, 3], [k, 0], stddev=3.0), dtype) for k, name in enumerate("zy")}
+    mean, scale = tf.constant(0.5, dtype), tf.constant(2.0, dtype)
+
+    def walk(walker):
+        return walker("z", prior), walker("y", conditional, mean, scale)
+
+    encoder, rounding, noisy = Encoder(latents, CODERS["tfc"]), RoundingWalker(latents), NoisyWalker(latents, [1, 2])
+    decoder = Decoder(encoder.strings, dict.fromkeys("zy", (4, 5, 3)), CODERS["tfc"])
+    for a, b, c in zip(walk(encoder), walk(decoder), walk(rounding)):
+        np.testing.assert_array_equal(a, b)
+        np.testing.assert_array_equal(a, c)
+    assert all(value.dtype == tf.float32 for value in walk(noisy))
+    assert 8 * len(encoder.strings["y"]) == pytest.approx(float(rounding.bits("y")[0]), rel=0.1, abs=32)
+
+
+def test_wrong_calls_of_walkers_say_so(prior, conditional):
+    latent = tf.zeros([2, 4, 5, 3])
+    for walker in (Encoder({"z": latent[:1]}, CODERS["tfc"]), Decoder({"z": b""}, {"z": (4, 5, 3)}, CODERS["tfc"])):
+        with pytest.raises(ValueError, match="z: its entropy model has no coding table"):
+            walker("z", FactorizedPrior(3))
+    with pytest.raises(ValueError, match="one by one, not 2 at once"):
+        Encoder({"z": latent}, CODERS["tfc"])("z", prior)
+
+
+def test_entropy_models_in_a_keras_model(prior, conditional, tmp_path):
+    class Model(tf.keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.prior = FactorizedPrior(3, dtype="float32")
+
+        def call(self, x):
+            return self.prior.likelihood(x)
+
+    model, other, x = Model(), Model(), tf.random.stateless_normal([1, 4, 5, 3], [1, 2])
+    assert model(x).shape == x.shape and (model(x) != other(x)).numpy().any()
+    model.save_weights(tmp_path / "m.weights.h5")
+    other.load_weights(tmp_path / "m.weights.h5")
+    np.testing.assert_array_equal(other(x), model(x))
+    for made in (FactorizedPrior(3, (3, 3, 3)), conditional):
+        again = tf.keras.layers.deserialize(tf.keras.layers.serialize(made))
+        assert type(again) is type(made) and again.get_config() == made.get_config()
 
 
 def test_gaussian_likelihood(conditional):

@@ -185,6 +185,8 @@ def test_odd_sizes_stay_in_step(size):
         dict(kernel_size=0),
         dict(inter_kernel_size=0),
         dict(filters=8.5),
+        dict(alpha="0.5"),
+        dict(alpha=None),
     ],
 )
 def test_bad_arguments_say_so(arguments):
@@ -289,6 +291,27 @@ def test_sums_of_pairs_and_layers_for_each_frequency():
     assert isinstance(added, OctaveTensor)
     np.testing.assert_allclose(tf.nn.max_pool2d(added.high, 2, 2, "SAME"), pooled_high, atol=1e-6)
     np.testing.assert_allclose(tf.nn.max_pool2d(added.low, 2, 2, "SAME"), pooled_low, atol=1e-6)
+    for wrong in (tf.nn.relu, tf.keras.layers.ReLU()):
+        with pytest.raises(ValueError, match="map takes what makes a layer"):
+            x.map(wrong)
+
+
+def test_gradients_of_gradients_under_xla():
+    """As gradient penalties have them; transposed convolutions of 8 filters and more, and odd sizes, are cut."""
+    first, second = GoConv2D(16, 3, 2), GoConv2D(16, 3, 2)
+    x = tf.random.stateless_normal([1, 13, 16, 3], [1, 2])
+
+    def penalty(x):
+        with tf.GradientTape() as outer:
+            with tf.GradientTape() as inner:
+                inner.watch(x)
+                high, low = second(first(x))
+                y = tf.reduce_sum(high**2) + tf.reduce_sum(low**2)
+            total = tf.reduce_sum(inner.gradient(y, x) ** 2)
+        return outer.gradient(total, first.high.kernel_parameter.trainable_variables)
+
+    for a, b in zip(penalty(x), tf.function(penalty, jit_compile=True)(x)):
+        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4 * np.abs(a).max())
 
 
 @pytest.mark.parametrize("kind", [GoConv2D, GoConv2DTranspose, ModulatedGoConv2D, ModulatedGoConv2DTranspose])
@@ -466,6 +489,12 @@ def test_rdft_kernel(shape):
     if shape[0] == shape[1] == 3:
         power = np.abs(np.fft.fft2(kernel, axes=(0, 1), norm="ortho")) ** 2
         np.testing.assert_allclose(np.square(parameter.rdft[1]) + np.square(parameter.rdft[2]), (power[0, 1] + power[0, 2]).ravel(), rtol=1e-4)
+
+
+@pytest.mark.parametrize("arguments", [dict(kernel_size=(3, 3)), dict(kernel_size=0), dict(filters=4.0), dict(strides=0)])
+def test_bad_arguments_of_a_convolution_say_so(arguments):
+    with pytest.raises(ValueError, match="must be one integer, 1 or more"):
+        SignalConv2D(**{"filters": 4, "kernel_size": 3, **arguments})
 
 
 def test_convolution_config_round_trip():

@@ -48,6 +48,11 @@ def page(model, model_dir, rnn, rnn_dir, tmp_path_factory):
     return path
 
 
+def test_values_may_look_like_places_in_the_page(tmp_path):
+    report.write(tmp_path / "page.html", [evaluation.read_results("kodak:vtm")], title="{{table}} {{no}}")
+    assert "<h1>{{table}} {{no}}</h1>" in (tmp_path / "page.html").read_text(encoding="utf-8")
+
+
 def test_pictures_come_as_near_to_the_rate_as_they_can():
     """Above what a model reaches its best is shown, below it its smallest."""
     subject, picture = evaluation.ModelSubject("variable-rate-small-mse"), draw(64, 64)

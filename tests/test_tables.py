@@ -11,17 +11,49 @@ from conftest import ROOT, draw
 from PIL import Image
 
 from goconv_tf import presets
+from goconv_tf.errors import RateError
+
+
+def load_table(monkeypatch, name):
+    folder = os.path.join(ROOT, "experiments", "tables")
+    monkeypatch.syspath_prepend(folder)
+    spec = importlib.util.spec_from_file_location(f"{name}_table", os.path.join(folder, f"{name}.py"))
+    table = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(table)
+    return table
 
 
 def test_crpe_curves_are_named_after_all_that_differs(monkeypatch):
-    monkeypatch.syspath_prepend(os.path.join(ROOT, "experiments", "tables"))
-    spec = importlib.util.spec_from_file_location("crpe_table", os.path.join(ROOT, "experiments", "tables", "crpe.py"))
-    table = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(table)
-    full = presets.get_preset("crpe", "small")
-    narrow, switched, wider = (presets.change_settings(full, [s]) for s in ("latents=64", "crpe_y=false", "filters=96"))
-    assert [table.title(c, full) for c in (full, narrow, switched)] == ["CRPE N=64", "CRPE N=64 (latents 64)", "CRPE N=64 (crpe_y False)"]
-    assert [table.is_switched(c, full) for c in (narrow, switched, wider)] == [False, True, False]
+    table = load_table(monkeypatch, "crpe")
+    full, narrow, switched, wider, plain = (
+        table.Setting(presets.change_settings(presets.get_preset("crpe", "small"), settings))
+        for settings in ([], ["latents=64"], ["crpe_y=false"], ["filters=96"], ["if_weight=0"])
+    )
+    similar = full._replace(distortion="ms-ssim")
+    titles = ["CRPE N=64", "CRPE N=64 (latents 64)", "CRPE N=64 (crpe_y False)", "CRPE N=64 (if_weight 0)", "CRPE N=64 (ms-ssim)"]
+    assert [table.title(group, full) for group in (full, narrow, switched, plain, similar)] == titles
+    assert table.title(plain, plain) == "CRPE N=64 (if_weight 0)"
+    low, high = (table.Setting(presets.get_preset("crpe", name)) for name in ("paper-low", "paper-high"))
+    assert table.title(low, high) == "CRPE N=256"
+    assert [table.is_switched(group, full) for group in (narrow, switched, wider, plain, similar)] == [False, True, False, True, False]
+    assert max((plain, switched, similar, full), key=table.fullness) == full
+
+
+def test_each_rate_is_coded_by_the_model_that_the_paper_took(monkeypatch):
+    """Of three; or by the first that reaches it."""
+    table = load_table(monkeypatch, "variable_rate")
+    asked = []
+
+    def refuse(one, picture, target_bpp):
+        asked.append(one)
+        raise RateError("out of reach")
+
+    monkeypatch.setattr(table.codec, "compress", refuse)
+    for target, order in ((0.12, "low middle high"), (0.25, "middle low high"), (2.0, "high low middle")):
+        assert table.reach(["low", "middle", "high"], None, target) == "; ".join(["out of reach"] * 3)
+        assert [asked.pop(0) for _ in range(3)] == order.split()
+    table.reach(["a", "b"], None, 2.0)
+    assert asked == ["a", "b"]
 
 
 def test_all_tables(model_dir, rnn_dir, crpe_dir, tmp_path):

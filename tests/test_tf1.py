@@ -69,7 +69,7 @@ def test_every_recorded_tensor(golden):
         for k in range(4):
             y, z = f"y_{k}", f"z_{k}"
             sigma = walker.parameters[y][1]
-            indexes = tf.reshape(model.conditional.indexes(None, 0.0, sigma), sigma.shape)
+            indexes = tf.reshape(model.conditional.indexes(sigma.shape, 0.0, sigma), sigma.shape)
             for name, value, tolerance in (
                 ("y", walker.latents[y], 1e-5),
                 ("z", walker.latents[z], 1e-5),

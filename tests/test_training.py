@@ -114,6 +114,12 @@ def test_pictures_that_coding_refuses_are_no_training_pictures(photos, tmp_path,
     assert "transparent.png: has transparency" in said and "deep.png: mode I;16" in said
 
 
+def test_our_limit_of_pixels_counts_for_training_pictures(tmp_path, monkeypatch):
+    Image.fromarray(draw(70, 70)).save(tmp_path / "large.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)  # Pillow's own: it refuses twice as many
+    assert len(data.PatchSource([str(tmp_path / "large.png")], 64, 4, [0.01]).paths) == 1
+
+
 def test_folders_are_no_patterns(tmp_path):
     (tmp_path / "photos [2020]").mkdir()
     Image.fromarray(draw(70, 70)).save(tmp_path / "photos [2020]" / "a.png")

@@ -9,14 +9,16 @@ paper, and RESULTS.md, which says for each of them what made it. Interrupted, it
 import argparse
 import json
 import os
+import re
 import subprocess
 import sys
 
 from common import markdown, provenance, run
+from variable_rate import TARGETS
 
-from goconv_tf import commands, evaluation, plots, report, zoo
+from goconv_tf import evaluation, plots, report, zoo
 from goconv_tf.errors import UsageError
-from goconv_tf.files import atomic_write
+from goconv_tf.files import PICTURE_EXTENSIONS, atomic_write, plan
 from goconv_tf.published import is_of
 
 HERE = os.path.dirname(os.path.abspath(__file__))
@@ -41,8 +43,10 @@ def main():
     parser.add_argument(
         "--codecs", nargs="*", choices=list(evaluation.CODECS), default=list(evaluation.CODECS), help="Which of Pillow's codecs (default: all)."
     )
-    parser.add_argument("--targets", nargs="+", default=[], help="Only these of the variable-rate paper's target rates.")
+    parser.add_argument("--targets", type=float, choices=TARGETS, nargs="+", default=[], help="Only these of the variable-rate paper's target rates.")
     args = parser.parse_args()
+    if args.tecnick and not os.path.isdir(args.tecnick):
+        raise UsageError(f"{args.tecnick}: no such folder")
     models = [zoo.find_model(name) for name in args.model] if args.model else zoo.list_models()
     if not models:
         raise UsageError("no model in the zoo")
@@ -57,7 +61,7 @@ def main():
         if kind == "crpe":
             script(name, args.images, "--output", args.output, *(["--tecnick", args.tecnick] if args.tecnick else []), "--models", *chosen)
         else:
-            limit = ["--first", "4", *(["--targets", *args.targets] if args.targets else [])] if kind == "variable_rate" else []
+            limit = ["--first", "4", *(["--targets", *map(str, args.targets)] if args.targets else [])] if kind == "variable_rate" else []
             script(name, args.images, "--output", args.output, *limit, *(part for model in chosen for part in ("--model", model)))
         tables.append(kind)
 
@@ -73,7 +77,7 @@ def main():
             cells = [evaluation.bd_rate_cell(other, curve, metric, digits=2) for metric in ("psnr-rgb", "ms-ssim-rgb")]
             rows.append([curve["name"], other["name"], *cells])
     plots.rate_distortion(os.path.join(args.output, "rd.png"), own + codecs + published)
-    shown = [path for path, _ in commands.plan([args.images], args.output, commands.PICTURE_EXTENSIONS, ".gcv")][: args.shown]
+    shown = [path for path, _ in plan([args.images], args.output, PICTURE_EXTENSIONS, ".gcv")][: args.shown]
     report.write(os.path.join(args.output, "report.html"), own + codecs + published, shown, models=[info.path for info in models])
 
     data = {}
@@ -94,7 +98,7 @@ def main():
     text.append(markdown(["model", "against", "PSNR RGB", "MS-SSIM RGB"], rows))
     for kind in tables:
         with open(os.path.join(args.output, f"{kind}.md"), encoding="utf-8") as f:
-            text.append(f.read().replace("\n#", "\n##").replace("# ", "## ", 1))
+            text.append(re.sub("^#", "##", f.read(), flags=re.M))
         plots_of_it = [f"{kind}-kodak.png" if kind == "crpe" and is_of("kodak", args.images) else f"{kind}.png"]
         plots_of_it += ["crpe-tecnick.png"] if kind == "crpe" and args.tecnick else []
         text += [f"![{kind}]({plot})\n" for plot in plots_of_it]

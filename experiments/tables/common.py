@@ -5,7 +5,7 @@ import os
 import platform
 import sys
 
-from goconv_tf import commands
+from goconv_tf import commands, evaluation
 from goconv_tf.files import atomic_write
 
 commands.quiet_tensorflow()
@@ -13,8 +13,6 @@ commands.quiet_tensorflow()
 
 def measure(models, images, output):
     """{model name: results JSON} of zoo names or folders on a folder of pictures; only what is missing is measured."""
-    from goconv_tf import evaluation
-
     paths = evaluation.evaluate([("model", name, "tfc", 8) for name in models], images, output)
     found = {}
     for path in paths:
@@ -22,6 +20,11 @@ def measure(models, images, output):
             data = json.load(f)
         found[data["name"]] = data
     return found
+
+
+def cell(value, spec):
+    """A value as a table's cell; None stays None."""
+    return None if value is None else format(value, spec)
 
 
 def markdown(titles, rows):

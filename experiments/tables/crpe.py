@@ -2,20 +2,22 @@
 
     python experiments/tables/crpe.py KODAK --models crpe-small-mse-0.003 crpe-small-mse-0.01 crpe-small-mse-0.03 [--tecnick TECNICK]
 
-Models whose settings differ in lambda only make one curve. Writes crpe.md, tables/crpe.json and crpe-kodak.png
-(crpe-tecnick.png; crpe.png of other pictures) to --output.
-Ours are whole files, really coded and decoded; the other codecs' curves are published ones.
+Models whose settings differ in lambda only, and that were trained for the same distortion, make one curve. Writes crpe.md,
+tables/crpe.json and crpe-kodak.png (crpe-tecnick.png; crpe.png of other pictures) to --output. Ours are whole files, really coded
+and decoded; the other codecs' curves are published ones.
 """
 
 import argparse
 import dataclasses
 import os
+from typing import NamedTuple
 
-from common import markdown, measure, provenance, run, write_json
+from common import cell, markdown, measure, provenance, run, write_json
 
 from goconv_tf import evaluation, plots, published, zoo
-from goconv_tf.errors import GoConvError, UsageError
+from goconv_tf.errors import UsageError
 from goconv_tf.files import atomic_write
+from goconv_tf.presets import CRPEConfig
 
 REFERENCES = {
     "kodak": ("jpeg", "jpeg2000", "bmshj2018-hyperprior-mse", "bpg444", "mbt2018-mean-mse", "cheng2020-anchor-mse", "vtm"),
@@ -24,26 +26,42 @@ REFERENCES = {
 SWITCHES = ("second_hyper", "crpe_z", "crpe_y", "separate_fusion", "if_weight")
 
 
-def setting(config):
-    """What a curve's models have in common: all but lambda."""
-    return dataclasses.replace(config, lmbda=1.0)
+class Setting(NamedTuple):
+    """What a curve's models have in common. config: of all but lambda; distortion: what they were trained for."""
+
+    config: CRPEConfig
+    distortion: str = "mse"
+
+
+def setting(info):
+    return Setting(dataclasses.replace(info.config, lmbda=1.0), info.card.get("training", {}).get("distortion", "mse"))
+
+
+def fullness(group):
+    """How near a setting is to the paper's; the one that others' switches are compared with has most of it."""
+    c = group.config
+    return c.second_hyper, c.crpe_z, c.crpe_y, not c.separate_fusion, c.if_weight == CRPEConfig().if_weight, group.distortion == "mse"
 
 
 def changes(config, full):
-    """Names of the settings, other than lambda and N, that `full` has otherwise."""
-    names = (field.name for field in dataclasses.fields(config) if field.name not in ("filters", "lmbda"))
-    return [name for name in names if getattr(config, name) != getattr(full, name)]
+    """Names of the settings, other than lambda, that `full` has otherwise."""
+    return [f.name for f in dataclasses.fields(config) if f.name != "lmbda" and getattr(config, f.name) != getattr(full, f.name)]
 
 
-def title(config, full):
-    """The curve's name: N, and what else it has otherwise."""
-    changed = [f"{name} {getattr(config, name)}" for name in changes(config, full)]
-    return f"CRPE N={config.filters}" + (f" ({', '.join(changed)})" if changed else "")
+def title(group, full):
+    """The curve's name: N, switches that are not as in the paper, and what else it has otherwise than `full`."""
+    config, paper = group.config, CRPEConfig()
+    implied = {"filters", *(["latents"] if all(c.latents == c.filters for c in (config, full.config)) else [])}
+    differing = [name for name in changes(config, full.config) if name not in implied.union(SWITCHES)]
+    differing += [name for name in SWITCHES if getattr(config, name) != getattr(paper, name)]
+    texts = [] if group.distortion == "mse" else [group.distortion]
+    texts += [f"{name} {format(value, 'g') if isinstance(value := getattr(config, name), float) else value}" for name in differing]
+    return f"CRPE N={config.filters}" + (f" ({', '.join(texts)})" if texts else "")
 
 
-def is_switched(config, full):
+def is_switched(group, full):
     """Whether the two differ in switches alone."""
-    return config.filters == full.filters and set(changes(config, full)) <= set(SWITCHES)
+    return group.distortion == full.distortion and set(changes(group.config, full.config)) <= set(SWITCHES)
 
 
 def curve(name, group):
@@ -68,10 +86,13 @@ def main():
     parser.add_argument("--tecnick", help="Folder of the Tecnick pictures.")
     parser.add_argument("--output", default="results", help="Folder for the tables and plots (default: %(default)s).")
     args = parser.parse_args()
-    configs = {info.name: info.config for info in map(zoo.find_model, args.models)}
-    for name, config in configs.items():
-        if config.model != "crpe":
-            raise UsageError(f"{name} is a {config.model}, not a crpe")
+    infos = {info.name: info for info in map(zoo.find_model, args.models)}
+    for name, info in infos.items():
+        if info.model != "crpe":
+            raise UsageError(f"{name} is a {info.model}, not a crpe")
+    for folder in filter(None, (args.images, args.tecnick)):
+        if not os.path.isdir(folder):
+            raise UsageError(f"{folder}: no such folder")
     text, data = ["# CRPE: whole files coded and decoded\n"], {}
     for dataset, images in (("kodak", args.images), ("tecnick", args.tecnick)):
         if not images:
@@ -80,9 +101,9 @@ def main():
         models = measure(args.models, images, output)
         groups = {}
         for name, found in models.items():
-            groups.setdefault(setting(configs[name]), []).append((configs[name].lmbda, found))
+            groups.setdefault(setting(infos[name]), []).append((infos[name].config.lmbda, found))
         groups = {key: sorted(group, key=lambda pair: pair[0]) for key, group in groups.items()}
-        full = max(groups, key=lambda c: (c.second_hyper, c.crpe_z, c.crpe_y, len(groups[c])))
+        full = max(groups, key=lambda group: (fullness(group), len(groups[group])))
         curves = {key: curve(title(key, full), group) for key, group in groups.items()}
         count = next(iter(models.values()))["meta"]["pictures"]
         known = dataset != "kodak" or published.is_of(dataset, images)  # other pictures than the published figures' may be given
@@ -93,12 +114,12 @@ def main():
         for key, group in groups.items():
             for lmbda, found in group:
                 r = {name: values[0] for name, values in found["results"].items()}
-                similarity = None if r["ms-ssim-rgb"] is None else f"{r['ms-ssim-rgb']:.5f}"
-                measures = [f"{r['bpp']:.4f}", f"{r['bpp-estimated']:.4f}", f"{r['psnr-rgb']:.3f}", f"{r['psnr-yuv']:.3f}", similarity]
+                specs = {"bpp": ".4f", "bpp-estimated": ".4f", "psnr-rgb": ".3f", "psnr-yuv": ".3f", "ms-ssim-rgb": ".5f"}
+                measures = [cell(r[name], spec) for name, spec in specs.items()]
                 rows.append([curves[key]["name"], f"{lmbda:g}", *measures, f"{r['encoding_time']:.2f}", f"{r['decoding_time']:.2f}"])
         text.append(markdown(["model", "lambda", "bpp", "estimated", "PSNR RGB", "PSNR YUV", "MS-SSIM RGB", "encoding, s", "decoding, s"], rows))
         text += [bd_rates(ours, references) for ours in curves.values() if references]
-        latents = full.layers[0]
+        latents = full.config.layers[0]
         rows = []
         for lmbda, found in groups[full]:
             bits = [found["results"][f"bpp-{name}"][0] for name in latents]
@@ -108,15 +129,15 @@ def main():
         for key in groups:
             if key == full or not is_switched(key, full):
                 continue
-            try:
-                cost = f"{evaluation.bd_rate(curves[full], curves[key]).rate:+.2f} %"
-            except GoConvError as error:
-                cost = str(error)
-            rows.append([curves[key]["name"], cost, *(f"{lmbda:g}" for lmbda, _ in groups[key][:1])])
+            if len(groups[key]) == 1:  # no curve, but a point beside one
+                cost = evaluation.bits_at_equal_quality(curves[full], curves[key])
+            else:
+                cost = evaluation.bd_rate_cell(curves[full], curves[key], "psnr-rgb", digits=2)
+            rows.append([curves[key]["name"], cost, ", ".join(f"{lmbda:g}" for lmbda, _ in groups[key])])
         if rows:
             text += [
                 f"What a switch costs: bits at equal PSNR against {curves[full]['name']}.\n",
-                markdown(["switch", "BD-rate", "from lambda"], rows),
+                markdown(["switch", "bits", "lambdas"], rows),
             ]
         plot = os.path.join(args.output, f"crpe-{dataset}.png" if known else "crpe.png")
         plots.rate_distortion(plot, [*curves.values(), *references])

@@ -10,12 +10,13 @@ at bpp of the original's substreams and containers, by Su et al.
 import argparse
 import os
 
-from common import markdown, measure, provenance, run, write_json
+from common import cell, markdown, measure, provenance, run, write_json
 
-from goconv_tf import plots, published, zoo
+from goconv_tf import evaluation, plots, published, zoo
 from goconv_tf.errors import UsageError
 from goconv_tf.files import atomic_write
 
+REFERENCES = ("scalable-rnn-with-hyperprior", "scalable-rnn-without-hyperprior", "toderici-2017-cvpr", "bmshj2018-hyperprior-mse", "jpeg", "jpeg2000")
 METRICS = (("bpp", ".4f"), ("psnr-rgb", ".3f"), ("ms-ssim-rgb", ".5f"))
 
 
@@ -24,10 +25,6 @@ def paper_rows(hyperprior):
     results = published.curve("kodak", f"scalable-rnn-{'with' if hyperprior else 'without'}-hyperprior")["results"]
     pairs = zip(results["psnr-rgb"], results["ms-ssim-rgb"])
     return [{"layers": k + 1, "bpp": a[0], "psnr-rgb": a[1], "ms-ssim-rgb": b[1]} for k, (a, b) in enumerate(pairs)]
-
-
-def cell(value, spec):
-    return None if value is None else format(value, spec)
 
 
 def table(hyperprior, rows, known):
@@ -72,8 +69,11 @@ def main():
             *([f"Published: {'with' if hyperprior else 'without'} hyperprior.\n"] if known else []),
             table(hyperprior, rows, known),
         ]
-        points = {metric: [(row["bpp"], row[metric]) for row in rows if row[metric] is not None] for metric, _ in METRICS[1:]}
-        curves.append({"name": name, "results": points})
+        curves.append(evaluation.read_results(os.path.join(args.output, f"{name}.json")))
+        if known:
+            others = [published.curve("kodak", reference) for reference in REFERENCES]
+            rates = [[other["name"], *(evaluation.bd_rate_cell(other, curves[-1], metric) for metric, _ in METRICS[1:])] for other in others]
+            text.append(markdown([f"BD-rate of {name} against", "PSNR RGB", "MS-SSIM RGB"], rates))
     base = os.path.join(args.output, "scalable_rnn")
     theirs = {"published": {"with hyperprior": paper_rows(True), "without hyperprior": paper_rows(False)}} if known else {}
     contents = {**theirs, "models": data}
@@ -82,8 +82,8 @@ def main():
     head = f"# Scalable RNN: {count} pictures, whole files coded and decoded\n"
     source = [f"Published figures: {published.curve('kodak', 'scalable-rnn-with-hyperprior')['source']}.\n"] if known else []
     atomic_write(base + ".md", "\n".join([head, *source, provenance(models), *text]).encode())
-    references = ("scalable-rnn-with-hyperprior", "scalable-rnn-without-hyperprior", "toderici-2017-cvpr", "jpeg", "jpeg2000") if known else ()
-    plots.rate_distortion(base + ".png", curves + [published.curve("kodak", name) for name in references], max_bpp=1.0)
+    theirs = [published.curve("kodak", name) for name in REFERENCES] if known else []
+    plots.rate_distortion(base + ".png", curves + theirs, max_bpp=1.0)
     print(f"{base}.md, .png")
 
 

@@ -60,13 +60,15 @@ class _Coder:
         decode, close = self._open(string, table)
         values = np.empty(len(indexes), np.int32)
         outside = []
-        for block in _blocks(len(indexes)):
-            limits.check()
-            values[block] = decode(indexes[block])
-            outside.append((block.start + np.flatnonzero(values[block] == table.escape[indexes[block]])).astype(np.uint32))
-            values[block] += table.offset[indexes[block]]
-        self._decode_escapes(decode, np.concatenate(outside) if outside else np.zeros(0, np.uint32), values, indexes, table)
-        ended = close()
+        try:
+            for block in _blocks(len(indexes)):
+                limits.check()
+                values[block] = decode(indexes[block])
+                outside.append((block.start + np.flatnonzero(values[block] == table.escape[indexes[block]])).astype(np.uint32))
+                values[block] += table.offset[indexes[block]]
+            self._decode_escapes(decode, np.concatenate(outside) if outside else np.zeros(0, np.uint32), values, indexes, table)
+        finally:
+            ended = close()
         if strict and not ended:
             raise BitstreamError("the entropy coded data does not end where it should")
         return values

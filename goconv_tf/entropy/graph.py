@@ -60,10 +60,6 @@ def decode(string, indexes, table):
     return values + tf.gather(tf.constant(table.offset), indexes), gen_ops.entropy_decode_finalize(handle)
 
 
-def _checksum(symbols, before):
-    return crc32(symbols, next(reversed(before.values()), tf.constant(0, tf.int64)))
-
-
 class GraphEncoder(Encoder):
     """An Encoder inside a graph: `strings` and `checksums` are tensors."""
 
@@ -72,7 +68,7 @@ class GraphEncoder(Encoder):
 
     def write(self, name, symbols, indexes, table):
         self.strings[name] = encode(symbols, indexes, table)
-        self.checksums[name] = _checksum(symbols, self.checksums)
+        self.checksums[name] = self.checksum = crc32(symbols, self.checksum)
 
 
 class GraphDecoder(Decoder):
@@ -94,5 +90,5 @@ class GraphDecoder(Decoder):
 
         symbols, whole = tf.cond(self.present[name], decoded, absent) if name in self.present else decoded()
         symbols = require(whole, "the entropy coded data does not end where it should", symbols)
-        self.checksums[name] = _checksum(symbols, self.checksums)
+        self.checksums[name] = self.checksum = crc32(symbols, self.checksum)
         return symbols

@@ -2,7 +2,8 @@
 
 Both answer the same calls, so that one walk over the latents serves every mode:
 `likelihood`, `offset` (what is subtracted before rounding), `indexes` (the row of the
-coding table for every latent) and `table`.
+coding table for every latent) and `table`, which `build_table` makes: coding needs it, and Keras does not save it.
+They compute in float32, whatever they are given.
 """
 
 import functools
@@ -14,12 +15,14 @@ import tensorflow_compression as tfc
 
 from goconv_tf.entropy import tables
 from goconv_tf.layers import exact
+from goconv_tf.layers.conv import OwnVariables
 
 LIKELIHOOD_BOUND = 1e-9
 SCALES_MIN, SCALES_MAX, SCALES_LEVELS = 0.11, 256.0, 64
 
 
-class FactorizedPrior(tf.keras.layers.Layer):
+@tf.keras.saving.register_keras_serializable("goconv_tf")
+class FactorizedPrior(OwnVariables, tf.keras.layers.Layer):
     """Fully factorized density, one per channel (Balle et al., arXiv 1802.01436, appendix 6.1).
 
     Args:
@@ -29,12 +32,15 @@ class FactorizedPrior(tf.keras.layers.Layer):
     """
 
     def __init__(self, channels, filters=(3, 3), **kwargs):
-        super().__init__(dtype="float32", **kwargs)
-        self.channels = channels
+        super().__init__(**{**kwargs, "dtype": "float32"})
+        self.channels, self.filters = channels, tuple(filters)
         self.prior = tfc.NoisyDeepFactorized(batch_shape=(channels,), num_filters=filters)
         self.table = None
         # Fraction of each channel's median; zero until it is computed.
         self.quantization_offset = tf.Variable(tf.zeros([channels]), trainable=False, name="quantization_offset")
+
+    def get_config(self):
+        return {**super().get_config(), "channels": self.channels, "filters": self.filters}
 
     @property
     def table_rows(self):
@@ -47,7 +53,7 @@ class FactorizedPrior(tf.keras.layers.Layer):
 
     def likelihood(self, values):
         """Probability of each of values [batch, h, w, channels], at least 1e-9."""
-        return tfc.lower_bound(self.prior.prob(values), LIKELIHOOD_BOUND)
+        return tfc.lower_bound(self.prior.prob(tf.cast(values, tf.float32)), LIKELIHOOD_BOUND)
 
     def offset(self):
         return self.quantization_offset
@@ -65,6 +71,7 @@ class FactorizedPrior(tf.keras.layers.Layer):
         self.quantization_offset.assign(offset)
 
 
+@tf.keras.saving.register_keras_serializable("goconv_tf")
 class GaussianConditional(tf.keras.layers.Layer):
     """Normal density with a predicted mean and scale per latent (Minnen et al., arXiv 1809.02736).
 
@@ -75,24 +82,26 @@ class GaussianConditional(tf.keras.layers.Layer):
     table_rows = SCALES_LEVELS
 
     def __init__(self, **kwargs):
-        super().__init__(dtype="float32", **kwargs)
+        super().__init__(**{**kwargs, "dtype": "float32"})
         self.scale_table = np.exp(np.linspace(math.log(SCALES_MIN), math.log(SCALES_MAX), SCALES_LEVELS)).astype(np.float32)
         self.table = None
 
     def likelihood(self, values, mean, scale):
-        """Probability of each of values, at least 1e-9; all arguments [batch, h, w, channels]."""
+        """Probability of each of values, at least 1e-9; values and scale [batch, h, w, channels], as mean unless it is one number."""
+        values, mean, scale = (tf.cast(part, tf.float32) for part in (values, mean, scale))
         prior = tfc.NoisyNormal(loc=mean, scale=tfc.lower_bound(scale, SCALES_MIN))
         return tfc.lower_bound(prior.prob(values), LIKELIHOOD_BOUND)
 
     def offset(self, mean, scale):
         del scale
-        return mean
+        return tf.cast(mean, tf.float32)
 
     def indexes(self, shape, mean, scale):
         """int32 of `shape`: the smallest entry of the scale table that is not below the scale, a tensor, or an array on the grid."""
-        del shape, mean
+        del mean
         if exact.is_array(scale):  # one look into a table instead of a search
             return self._index_table[np.clip(scale * exact.GRID, 0, len(self._index_table) - 1).astype(np.int32)]
+        scale = tf.broadcast_to(tf.cast(scale, tf.float32), shape)
         return tf.searchsorted(self.scale_table[:-1], tf.reshape(scale, [-1]), side="left")
 
     @functools.cached_property

@@ -22,6 +22,7 @@ class _Walker:
     """latents: {name: [batch, h, w, c]}, and whatever else a model's analysis gives; a scalable model adds to it as it walks."""
 
     layers = None  # how many layers of a scalable model to walk; None for all
+    checksum = 0  # of all integers coded so far
     enter = staticmethod(lambda value: value)  # how a decoded latent enters what computes entropy parameters
 
     def __init__(self, latents):
@@ -50,7 +51,7 @@ class NoisyWalker(_Walker):
 
     def __init__(self, latents, seed, mixed=False):
         super().__init__(latents)
-        self.seed = seed
+        self.seed = tf.convert_to_tensor(seed)
         self.mixed = mixed
         self.values = {}
 
@@ -79,8 +80,13 @@ def _rounded(latent, offset):
     return tf.cast(_symbols(latent, offset), tf.float32) + offset
 
 
+def _check_table(name, model):
+    if model.table is None:
+        raise ValueError(f"{name}: its entropy model has no coding table; call its build_table() first")
+
+
 def _checksum(integers, before):
-    return zlib.crc32(integers.astype("<i4").tobytes(), next(reversed(before.values()), 0))
+    return zlib.crc32(integers.astype("<i4").tobytes(), before)
 
 
 class RoundingWalker(_Walker):
@@ -93,7 +99,7 @@ class RoundingWalker(_Walker):
 
 
 class Encoder(_Walker):
-    """Coding, batch 1: `strings` {name: bytes}; `checksums` {name: CRC-32 of all integers so far}."""
+    """Coding, batch 1, with one of `CODERS`: `strings` {name: bytes}; `checksums` {name: CRC-32 of all integers so far}."""
 
     def __init__(self, latents, coder, layers=None):
         super().__init__(latents)
@@ -103,8 +109,11 @@ class Encoder(_Walker):
         self.checksums = {}
 
     def __call__(self, name, model, *parameters):
+        _check_table(name, model)
         offset = model.offset(*parameters)
         symbols = _symbols(self.latents[name], offset)
+        if symbols.shape[0] not in (1, None):
+            raise ValueError(f"{name}: pictures are coded one by one, not {symbols.shape[0]} at once")
         indexes = model.indexes(tf.shape(symbols), *parameters)
         self.write(name, tf.reshape(symbols, [-1]), tf.reshape(indexes, [-1]), model.table)
         return tf.cast(symbols, tf.float32) + offset
@@ -113,7 +122,7 @@ class Encoder(_Walker):
         """Codes a latent: symbols and indexes int32 [n]."""
         flat = symbols.numpy()
         self.strings[name] = self.coder.encode(flat, indexes.numpy(), table)
-        self.checksums[name] = _checksum(flat, self.checksums)
+        self.checksums[name] = self.checksum = _checksum(flat, self.checksum)
 
 
 class Decoder(_Walker):
@@ -132,6 +141,7 @@ class Decoder(_Walker):
         return tf.convert_to_tensor(self.shapes[name][:2], tf.int32)
 
     def __call__(self, name, model, *parameters):
+        _check_table(name, model)
         shape = (1, *self.shapes[name])
         offset = model.offset(*parameters)
         symbols = self.read(name, tf.reshape(model.indexes(shape, *parameters), [-1]), model.table)
@@ -140,5 +150,5 @@ class Decoder(_Walker):
     def read(self, name, indexes, table):
         """Decodes a latent: symbols int32 [n] for indexes int32 [n]."""
         flat = self.coder.decode(self.strings[name], indexes.numpy(), table, self.strict)
-        self.checksums[name] = _checksum(flat, self.checksums)
+        self.checksums[name] = self.checksum = _checksum(flat, self.checksum)
         return flat

@@ -2,6 +2,7 @@
 
 import functools
 import math
+import numbers
 
 import numpy as np
 import tensorflow as tf
@@ -97,7 +98,7 @@ class Regularized:
         return config
 
 
-class _OwnVariables:
+class OwnVariables:
     """Saves the variables inside tfc parameters too, which Keras' own format would leave out."""
 
     def save_own_variables(self, store):
@@ -112,7 +113,7 @@ class _OwnVariables:
 
 
 @tf.keras.saving.register_keras_serializable("goconv_tf")
-class SignalConv2D(_OwnVariables, tfc.SignalConv2D):
+class SignalConv2D(OwnVariables, tfc.SignalConv2D):
     """tfc.SignalConv2D with zero padding "same", a cheap RDFT kernel, and kernels that can be folded.
 
     Args:
@@ -133,6 +134,9 @@ class SignalConv2D(_OwnVariables, tfc.SignalConv2D):
     def __init__(self, filters, kernel_size, strides=1, transpose=False, use_bias=True, kernel_parameter="rdft", **kwargs):
         if unknown := sorted(kwargs.keys() - {"name", "dtype", "trainable", "dynamic", "autocast"}):
             raise TypeError(f"SignalConv2D does not take {', '.join(unknown)}")
+        for name, value in (("filters", filters), ("kernel_size", kernel_size), ("strides", strides)):
+            if not isinstance(value, numbers.Integral) or value < 1:
+                raise ValueError(f"{name} must be one integer, 1 or more, not {value!r}")
         super().__init__(
             filters,
             (kernel_size, kernel_size),
@@ -211,7 +215,7 @@ class SignalConv2D(_OwnVariables, tfc.SignalConv2D):
 
 
 @tf.keras.saving.register_keras_serializable("goconv_tf")
-class GDN(_OwnVariables, Regularized, tf.keras.layers.Layer):
+class GDN(OwnVariables, Regularized, tf.keras.layers.Layer):
     """Generalized divisive normalization, y_i = x_i / sqrt(beta_i + sum_j gamma_ij x_j^2).
 
     Balle, Laparra, Simoncelli, "End-to-end optimized image compression" (arXiv 1611.01704),

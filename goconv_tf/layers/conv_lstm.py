@@ -26,7 +26,8 @@ class ConvLSTM2DCell(Regularized, tf.keras.layers.Layer):
       grid_bits: 10 to 14, bits after the point of what `exact` takes, keeps and gives.
 
     Called as cell(inputs, states): inputs [batch, h, w, c], states (hidden, cell), each
-    [batch, ceil(h/s), ceil(w/s), filters], or None for zeros. Returns (hidden', (hidden', cell')).
+    [batch, ceil(h/s), ceil(w/s), filters], or None for zeros. Returns (hidden', (hidden', cell')). A loop over frames is
+    `for x in frames: y, states = cell(x, states)`; tf.keras.layers.RNN does not take it.
     """
 
     def __init__(self, filters, kernel_size=3, strides=1, grid_bits=exact.GRID_BITS, **kwargs):

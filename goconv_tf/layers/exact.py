@@ -85,6 +85,11 @@ def from_grid(x):
     return (x / GRID).astype(np.float32) if is_array(x) else tf.cast(x / GRID, tf.float32)
 
 
+def leave(x):
+    """float32: x itself, or what x on the grid stands for."""
+    return from_grid(x) if is_exact(x) else tf.cast(x, tf.float32)
+
+
 def keep(x):
     """x within the grid's limits."""
     return np.clip(x, -LIMIT, LIMIT) if is_array(x) else tf.clip_by_value(x, -float(LIMIT), float(LIMIT))
@@ -183,6 +188,22 @@ def convolve(x, quantized: Quantized, before: int, strides: int = 1, transpose: 
     return leaky_relu(result) if leaky else result
 
 
+def cut(x, begin, size):
+    """tf.slice, with a gradient that has one of its own under XLA, too (as gradient penalties need)."""
+
+    @tf.custom_gradient
+    def sliced(x):
+        y = tf.slice(x, begin, size)
+
+        def gradient(dy):
+            after = tf.shape(x) - begin - tf.shape(y)
+            return tf.pad(dy, tf.stack([tf.constant(begin), after], axis=1))
+
+        return y, gradient
+
+    return sliced(x)
+
+
 def same(x, kernel, before, strides, transpose):
     """The sums of `convolve`, of tensors and any kernel [k, k, in, out], without what makes them integers.
 
@@ -195,7 +216,7 @@ def same(x, kernel, before, strides, transpose):
         length = inside + (before + max(size - strides - before, 0))
         kernel = tf.transpose(kernel, [0, 1, 3, 2])
         total = tf.nn.conv2d_transpose(x, kernel, [shape[0], length[0], length[1], channels], strides, "VALID")
-        return tf.slice(total, [0, before, before, 0], [shape[0], inside[0], inside[1], channels]) if size > 1 else total
+        return cut(total, [0, before, before, 0], [shape[0], inside[0], inside[1], channels]) if size > 1 else total
     if transpose:
         kernel, before = kernel[::-1, ::-1], size - 1 - before
     if size > 1:

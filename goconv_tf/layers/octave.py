@@ -36,7 +36,13 @@ class OctaveTensor(NamedTuple):
 
         For functional models: a `call` runs again and again, and needs two layers that were made once.
         """
-        return OctaveTensor(factory()(self.high), factory()(self.low))
+        try:
+            if isinstance(factory, tf.keras.layers.Layer):
+                raise TypeError("one layer would be shared by both")
+            high, low = factory(), factory()
+        except TypeError as error:
+            raise ValueError(f"map takes what makes a layer, such as lambda: tf.keras.layers.ReLU(), not {factory!r}: {error}") from error
+        return OctaveTensor(high(self.high), low(self.low))
 
 
 Activation = Union[None, str, Callable[[], Callable]]
@@ -86,7 +92,7 @@ def crop(x, size):
     """The top left [batch, size[0], size[1], c] of x; size: int32 [2]."""
     if exact.is_array(x):
         return x[:, : int(size[0]), : int(size[1])]
-    return tf.slice(x, [0, 0, 0, 0], [tf.shape(x)[0], size[0], size[1], x.shape[-1]])
+    return exact.cut(x, [0, 0, 0, 0], [tf.shape(x)[0], size[0], size[1], x.shape[-1]])
 
 
 def crop_like(x, other, halved=False):
@@ -139,8 +145,8 @@ class _GoConv(Regularized, tf.keras.layers.Layer):
                 raise ValueError(f"{name} must be one integer, not {value!r}")
             if value < 1:
                 raise ValueError(f"{name} must be at least 1, not {value}")
-        if not 0 <= alpha < 1:
-            raise ValueError(f"alpha must be in [0, 1), not {alpha}")
+        if not isinstance(alpha, numbers.Real) or not 0 <= alpha < 1:
+            raise ValueError(f"alpha must be a number in [0, 1), not {alpha!r}")
         if strides not in (1, 2):
             raise ValueError(f"strides must be 1 or 2, not {strides}")
         if kernel_parameter not in ("rdft", "variable"):
@@ -211,6 +217,11 @@ class _GoConv(Regularized, tf.keras.layers.Layer):
             with tf.name_scope(activation.name):
                 activation.build(shape)
             tf.keras.layers.Layer.build(activation, shape)  # which its own need not have called
+
+    @property
+    def paths(self):
+        """{name: convolution} of the paths within and between frequencies that the layer has, once it is built."""
+        return {name: conv for name in ("high", "low", "up", "down") if (conv := getattr(self, name)) is not None}
 
     def load_own_variables(self, store):
         if not self.built and len(getattr(store, "parent", ())) > 1:  # parts of it were saved, and there are none to load into
@@ -297,8 +308,8 @@ _ARGUMENTS = """
       filters: number of output channels of both frequencies together.
       kernel_size: side of the kernels within a frequency.
       strides: 1 or 2, {direction}.
-      alpha: share of low-frequency output channels, in [0, 1). With 0 there is one
-        output, as in the last layer of a decoder.
+      alpha: share of low-frequency output channels, in [0, 1); round(alpha * filters) of them. With 0 there is
+        one output, as in the last layer of a decoder.
       activation: "gdn", "igdn", "leaky_relu" (slope 0.2), another Keras activation's name,
         a factory (called without arguments once a path; layer classes with dtype=, if they take it), or None. Every path has its own.
       use_bias: add biases on every path.

@@ -47,8 +47,8 @@ def stage(method=None, *, inputs=None, outputs=None, margin=0):
     """Compiles a method when it is called with tensors, once for all sizes; inlines it in a graph and calls it with arrays.
 
     Arguments may be None (which compiles another function), tensors or structures of both.
-    Encoder and decoder call the same stages and hence run the same graphs, which is what
-    makes their entropy parameters agree to the last bit.
+    Encoder and decoder call the same stages. Computed with integers, entropy parameters are the same whatever computes them; in
+    floating point, because both run the same graphs.
 
     inputs, outputs, margin: `tiles.Geometry` of a method that can be computed in tiles.
     """
@@ -144,7 +144,7 @@ class Codec(tf.keras.Model):
 
     def layer_lambdas(self, lmbda):
         """The Lagrangian of each layer, where pictures are coded with lmbda."""
-        return (lmbda,)
+        return (lmbda,) if self.has_lambda else self.config.training_lambdas
 
     # Training.
 

@@ -1,12 +1,14 @@
 """Multi-layer hyper-priors with cross-resolution parameter estimation (Fu et al., arXiv 2209.03353)."""
 
+import functools
+
 import tensorflow as tf
 
 from goconv_tf.entropy import FactorizedPrior, GaussianConditional
 from goconv_tf.layers import GDN, GoConv2D, GoConv2DTranspose, OctaveTensor, SignalConv2D, exact
 from goconv_tf.layers.octave import crop, crop_like, split_filters
 from goconv_tf.models.base import Codec, stage
-from goconv_tf.models.octave import chain, copy_convolution, estimate, estimation, halves, latent_sizes, set_kernel
+from goconv_tf.models.octave import chain, estimate_parameters, estimation, halves, latent_sizes
 from goconv_tf.models.tiles import CELL, Extent
 from goconv_tf.presets import CRPEConfig
 
@@ -45,27 +47,18 @@ class CRPE(Codec):
         n, m = c.filters, c.latents
         self.y_high_channels, self.y_low_channels = split_filters(m, c.alpha)
         self.z_high_channels, self.z_low_channels = split_filters(n, c.alpha)
-        core, leaky = {"alpha": c.alpha}, {"alpha": c.alpha, "activation": "leaky_relu"}
-        # The hyper syntheses have plain kernels.
-        plain, plain_leaky = {**core, "kernel_parameter": "variable"}, {**leaky, "kernel_parameter": "variable"}
-        self.g_a = [GoConv2D(n, 5, 2, activation="gdn", **core) for _ in range(3)] + [GoConv2D(m, 5, 2, **core)]
-        self.g_s = [GoConv2DTranspose(n, 5, 2, activation="igdn", **core) for _ in range(3)] + [GoConv2DTranspose(3, 5, 2, alpha=0)]
-        self.h_a1 = [GoConv2D(n, 3, **leaky), GoConv2D(n, 5, 2, **leaky), GoConv2D(n, 5, 2, use_bias=False, **core)]
-        self.h_s1 = [
-            GoConv2DTranspose(n, 5, 2, **plain_leaky),
-            GoConv2DTranspose(c.hyper_width, 5, 2, **plain_leaky),
-            GoConv2DTranspose(2 * m, 3, **plain),
-        ]
+        conv, up = (functools.partial(kind, alpha=c.alpha) for kind in (GoConv2D, GoConv2DTranspose))
+        leaky, plain = {"activation": "leaky_relu"}, {"kernel_parameter": "variable"}  # the hyper syntheses have plain kernels
+        self.g_a = [conv(n, 5, 2, activation="gdn") for _ in range(3)] + [conv(m, 5, 2)]
+        self.g_s = [up(n, 5, 2, activation="igdn") for _ in range(3)] + [up(3, 5, 2, alpha=0)]
+        self.h_a1 = [conv(n, 3, **leaky), conv(n, 5, 2, **leaky), conv(n, 5, 2, use_bias=False)]
+        self.h_s1 = [up(n, 5, 2, **leaky, **plain), up(c.hyper_width, 5, 2, **leaky, **plain), up(2 * m, 3, **plain)]
         self.f_y = estimation(c.estimation_widths, self.y_high_channels)
         if c.crpe_y:
             self.f_y_up = SignalConv2D(self.y_high_channels, 5, 2, transpose=True)
         if c.second_hyper:
-            self.h_a2 = [GoConv2D(n, 3, **leaky), GoConv2D(n, 3, **leaky), GoConv2D(n, 3, use_bias=False, **core)]
-            self.h_s2 = [
-                GoConv2DTranspose(n, 3, **plain_leaky),
-                GoConv2DTranspose(c.hyper_width, 3, **plain_leaky),
-                GoConv2DTranspose(2 * n, 3, **plain),
-            ]
+            self.h_a2 = [conv(n, 3, **leaky), conv(n, 3, **leaky), conv(n, 3, use_bias=False)]
+            self.h_s2 = [up(n, 3, **leaky, **plain), up(c.hyper_width, 3, **leaky, **plain), up(2 * n, 3, **plain)]
             self.f_z = estimation(c.estimation_widths, self.z_high_channels)
             if c.crpe_z:
                 self.f_z_up = SignalConv2D(self.z_high_channels, 5, 2, transpose=True)
@@ -113,7 +106,7 @@ class CRPE(Codec):
     def estimate_z_high(self, z1_low, p2_high):
         """Means and then scales of z1_H, [batch, h/64, w/64, 2 N_H]."""
         inputs = [crop_like(exact.apply(self.f_z_up, z1_low), p2_high), p2_high] if self.config.crpe_z else [p2_high]
-        return estimate(self.f_z, inputs)
+        return estimate_parameters(self.f_z, inputs)
 
     @stage(inputs=(2, 1, Extent(8)), outputs=(8, 4), margin=3)
     def hyper_synthesis1(self, z1_high, z1_low, size):
@@ -135,7 +128,7 @@ class CRPE(Codec):
         """Means and then scales of y_H, [batch, h/16, w/16, 2 M_H]."""
         inputs = [crop_like(exact.apply(self.f_y_up, y_low), p1_high)] if self.config.crpe_y else []
         inputs += [] if p2_high is None else [crop_like(chain(self.up4_high, p2_high), p1_high)]
-        return estimate(self.f_y, [*inputs, p1_high])
+        return estimate_parameters(self.f_y, [*inputs, p1_high])
 
     def walk(self, walker):
         p2_high = None
@@ -174,9 +167,6 @@ class CRPE(Codec):
             metrics[f"bpp_{frequency}"] = tf.add_n([metrics[f"bpp_{name}"] for name in self.latent_names if name.endswith(frequency)])
         return bpp, metrics
 
-    def layer_lambdas(self, lmbda):
-        return (self.config.lmbda,)
-
     def auxiliary_loss(self, values, step):
         """Information fidelity, w * (IF_y + IF_z): how far T(low~) is from high~; w falls to 0 after `if_steps` steps."""
         c = self.config
@@ -192,48 +182,3 @@ class CRPE(Codec):
 
 def _up(filters):
     return SignalConv2D(filters, 3, 2, transpose=True)
-
-
-def adopt(model, source, lmbda):
-    """Starts a CRPE from a VariableRate of the same widths, which it then equals at one lambda but for how z1 is coded.
-
-    The modulated convolutions become plain ones at lambda; C passes P1_L on, f_y ignores the second hyper layer. What
-    VariableRate does not have (h_a2, h_s2, f_z, the upsamplings) stays as initialised, but for a z2 that is small
-    and has the other model's priors of z, so that it costs few bits at first.
-
-    Args:
-      model: CRPE with `second_hyper` and `crpe_y`. source: VariableRate of the same widths (others fail in TensorFlow), not folded.
-      lmbda: float within the source's range, on the scale of R + lambda * 255^2 * MSE.
-    """
-    for ours, theirs in zip([*model.g_a, *model.g_s], [*source.g_a, *source.g_s]):
-        for path in ("high", "low", "up", "down"):
-            if getattr(theirs, path) is not None:
-                factors = getattr(theirs, f"{path}_scaling")(tf.constant(lmbda))[0, 0, 0]
-                copy_convolution(getattr(ours, path), getattr(theirs, path), factors)
-                if getattr(theirs, f"{path}_activation") is not None:
-                    for a, b in zip(getattr(ours, f"{path}_activation").variables, getattr(theirs, f"{path}_activation").variables):
-                        a.assign(b)
-    # Pictures are x / 255 here, x / 256 there.
-    set_kernel(model.g_a[0].high, model.g_a[0].high.kernel * (255.0 / 256.0))
-    for path in ("high", "up"):
-        copy_convolution(getattr(model.g_s[-1], path), getattr(model.g_s[-1], path), 256.0 / 255.0)
-    for ours, theirs in zip([*model.h_a1, *model.h_s1], [*source.h_a, *source.h_s]):
-        for path in ("high", "low", "up", "down"):
-            copy_convolution(getattr(ours, path), getattr(theirs, path))
-    copy_convolution(model.f_y_up, source.f_up)
-    first, first_bias = source.f_pe[0].kernel, source.f_pe[0].bias
-    ignored = tf.zeros([1, 1, model.config.filters // 2, first.shape[-1]])
-    set_kernel(model.f_y[0], tf.concat([first[:, :, : model.y_high_channels], ignored, first[:, :, model.y_high_channels :]], axis=2))
-    model.f_y[0].bias_parameter.assign(first_bias)
-    for ours, theirs in zip(model.f_y[1:], source.f_pe[1:]):
-        copy_convolution(ours, theirs)
-    for path in ("high", "low", "up", "down"):
-        conv = getattr(model.h_a2[-1], path)
-        set_kernel(conv, 0.1 * conv.kernel)
-    for ours, theirs in ((model.prior_high, source.prior_z_high), (model.prior_low, source.prior_z_low)):
-        for a, b in zip(ours.variables, theirs.variables):
-            a.assign(b)
-    passing = tf.pad(tf.eye(model.y_low_channels)[None, None], [[2, 2], [2, 2], [0, model.config.filters // 2], [0, 0]])
-    for fusion in [model.fusion, model.fusion_scale] if model.config.separate_fusion else [model.fusion]:
-        set_kernel(fusion, passing)
-        fusion.bias_parameter.assign(tf.zeros_like(fusion.bias_parameter))

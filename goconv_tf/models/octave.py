@@ -8,7 +8,7 @@ from goconv_tf.layers.octave import half
 
 def halves(parameters):
     """(mean, scale), float32: first and second half of the channels, which may be on the grid."""
-    parameters = exact.from_grid(parameters) if exact.is_exact(parameters) else tf.cast(parameters, tf.float32)
+    parameters = exact.leave(parameters)
     return exact.split(parameters, 2 * [parameters.shape[-1] // 2])
 
 
@@ -17,15 +17,11 @@ def estimation(widths, channels):
     return [SignalConv2D(widths[0], 1), SignalConv2D(widths[1], 1), SignalConv2D(2 * channels, 1, use_bias=False)]
 
 
-def estimate(layers, inputs):
+def estimate_parameters(layers, inputs):
     """What an `estimation` gives, LeakyReLU between its layers."""
     p = exact.concat(inputs)
-    if exact.is_exact(p):
-        for layer in layers[:-1]:
-            p = layer.exact(p, leaky=True)
-    else:
-        for layer in layers[:-1]:
-            p = tf.nn.leaky_relu(layer(p), exact.LEAK)
+    for layer in layers[:-1]:
+        p = layer.exact(p, leaky=True) if exact.is_exact(p) else tf.nn.leaky_relu(layer(p), exact.LEAK)
     return exact.apply(layers[-1], p)
 
 

@@ -12,6 +12,7 @@ import tensorflow as tf
 
 from goconv_tf.layers import exact
 from goconv_tf.models.octave import set_kernel
+from goconv_tf.models.variable_rate import PIXEL_SCALE
 
 INSIDE = 0.25  # what pixels are multiplied by inside the transforms, so that GDN starts nearly linear
 UNUSED = 0.01  # what random kernels are multiplied by on paths that carry nothing yet
@@ -28,7 +29,7 @@ def gain(lmbda):
     A uniform step d costs d^2 / 12 of squared error in a component, and 1 / (2 ln 2) bits per natural logarithm of that:
     R + lambda * D, with three components a pixel, is least at d^2 = 18 / (lambda ln 2) in squared 8-bit units.
     """
-    return 256.0 / INSIDE / np.sqrt(18.0 / (lmbda * math.log(2.0)))
+    return PIXEL_SCALE / INSIDE / np.sqrt(18.0 / (lmbda * math.log(2.0)))
 
 
 def blocks(maps):
@@ -108,15 +109,14 @@ def principal_start(model, pictures):
     g_a, g_s = model.g_a, model.g_s
     high, low = g_a[0].filters_high, g_a[0].filters_low
     for layer in (*g_a, *g_s):
-        for net in (getattr(layer, f"{path}_scaling", None) for path in ("high", "low", "up", "down")):
-            if net is not None:  # the same for every lambda at first
-                net.factors.kernel.assign(0.1 * net.factors.kernel)
+        for path in layer.paths:
+            net = getattr(layer, f"{path}_scaling")
+            net.factors.kernel.assign(0.1 * net.factors.kernel)  # the same for every lambda at first
     for layer in (*g_a[1:], *g_s):
-        for conv in (layer.low, layer.up, layer.down):
-            if conv is not None:
+        for path, conv in layer.paths.items():
+            if path != "high":
                 _damp(conv)
-    # Pictures are x / 256 in the model.
-    pixels = pictures.astype(np.float64) / 256.0
+    pixels = pictures.astype(np.float64) / PIXEL_SCALE
     mean = pixels.mean(axis=(0, 1, 2))
     maps, first = components((pixels - mean) * INSIDE, high)
     maps, second = components(maps, high)

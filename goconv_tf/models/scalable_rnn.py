@@ -88,15 +88,14 @@ class ScalableRNN(Codec):
         size = walker.size("residual")
         states_a = states_h = states_s = None
         picture, pictures = 0.5, []
-        for k in range(self.config.iterations if walker.layers is None else walker.layers):
+        for k in range(self.config.iterations)[: walker.layers]:
             z_name, y_name = f"z_{k}", f"y_{k}"
             if residual is not None:
                 walker.latents[y_name], walker.latents[z_name], states_a = self.layer_analysis(residual, states_a)
             if self.config.hyperprior:
                 z = walker(z_name, self.priors[k])
                 sigma, states_h = self.hyper_synthesis(walker.enter(z), walker.size(y_name), states_h)
-                sigma = exact.from_grid(sigma) if exact.is_exact(sigma) else tf.cast(sigma, tf.float32)
-                y = walker(y_name, self.conditional, 0.0, sigma)
+                y = walker(y_name, self.conditional, 0.0, exact.leave(sigma))
             else:
                 y = walker(y_name, self.priors[k])
             x, states_s = self.layer_synthesis(y, size, states_s)
@@ -124,9 +123,6 @@ class ScalableRNN(Codec):
     def bytes_per_pixel(self):
         """Peak memory of coding, bytes per pixel: measured as 680 to 740 with 24 filters in the decoder's last cell, and in proportion to them."""
         return 31 * self.config.decoder_filters[-1]
-
-    def layer_lambdas(self, lmbda):
-        return self.config.lambdas
 
     @tf.autograph.experimental.do_not_convert
     def loss_fn(self, x, lmbda, seed, step):

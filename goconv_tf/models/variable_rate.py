@@ -1,12 +1,14 @@
 """Variable-rate compression with modulated generalized octave convolution (Wang et al., arXiv 2009.13074)."""
 
+import functools
+
 import tensorflow as tf
 
 from goconv_tf.entropy import FactorizedPrior, GaussianConditional
 from goconv_tf.layers import GoConv2D, GoConv2DTranspose, ModulatedGoConv2D, ModulatedGoConv2DTranspose, OctaveTensor, SignalConv2D, exact
 from goconv_tf.layers.octave import crop, crop_like, split_filters
 from goconv_tf.models.base import Codec, stage
-from goconv_tf.models.octave import chain, estimate, estimation, halves, latent_sizes
+from goconv_tf.models.octave import chain, estimate_parameters, estimation, halves, latent_sizes
 from goconv_tf.models.tiles import CELL, Extent
 from goconv_tf.presets import VariableRateConfig
 
@@ -35,19 +37,16 @@ class VariableRate(Codec):
     def __init__(self, config=None, **kwargs):
         super().__init__(config or VariableRateConfig(), **kwargs)
         c = self.config
-        n, m, alpha = c.filters, c.latents, c.alpha
-        self.y_high_channels, self.y_low_channels = split_filters(m, alpha)
-        self.z_high_channels, self.z_low_channels = split_filters(n, alpha)
-        leaky = {"alpha": alpha, "activation": "leaky_relu"}
-        self.g_a = [ModulatedGoConv2D(n, 5, 2, alpha, "gdn") for _ in range(3)] + [ModulatedGoConv2D(m, 5, 2, alpha)]
-        self.g_s = [ModulatedGoConv2DTranspose(n, 5, 2, alpha, "igdn") for _ in range(3)] + [ModulatedGoConv2DTranspose(3, 5, 2, 0)]
-        self.h_a = [GoConv2D(n, 3, **leaky), GoConv2D(n, 5, 2, **leaky), GoConv2D(n, 5, 2, alpha, use_bias=False)]
-        # The hyper synthesis has plain kernels.
-        self.h_s = [
-            GoConv2DTranspose(n, 5, 2, kernel_parameter="variable", **leaky),
-            GoConv2DTranspose(c.hyper_width, 5, 2, kernel_parameter="variable", **leaky),
-            GoConv2DTranspose(2 * m, 3, 1, alpha, kernel_parameter="variable"),
-        ]
+        n, m = c.filters, c.latents
+        self.y_high_channels, self.y_low_channels = split_filters(m, c.alpha)
+        self.z_high_channels, self.z_low_channels = split_filters(n, c.alpha)
+        kinds = (ModulatedGoConv2D, ModulatedGoConv2DTranspose, GoConv2D, GoConv2DTranspose)
+        modulated, modulated_up, conv, up = (functools.partial(kind, alpha=c.alpha) for kind in kinds)
+        leaky, plain = {"activation": "leaky_relu"}, {"kernel_parameter": "variable"}  # the hyper synthesis has plain kernels
+        self.g_a = [modulated(n, 5, 2, activation="gdn") for _ in range(3)] + [modulated(m, 5, 2)]
+        self.g_s = [modulated_up(n, 5, 2, activation="igdn") for _ in range(3)] + [modulated_up(3, 5, 2, alpha=0)]
+        self.h_a = [conv(n, 3, **leaky), conv(n, 5, 2, **leaky), conv(n, 5, 2, use_bias=False)]
+        self.h_s = [up(n, 5, 2, **leaky, **plain), up(c.hyper_width, 5, 2, **leaky, **plain), up(2 * m, 3, **plain)]
         self.f_up = SignalConv2D(self.y_high_channels, 5, 2, transpose=True)
         self.f_pe = estimation(c.estimation_widths, self.y_high_channels)
         self.prior_z_low = FactorizedPrior(self.z_low_channels)
@@ -81,7 +80,7 @@ class VariableRate(Codec):
     @stage(inputs=(4, 8), outputs=(8,), margin=1)
     def parameter_estimation(self, y_low, psi_high):
         """Means and then scales of y_H, [batch, h/16, w/16, 2 M_H], from the decoded y_L and psi_H."""
-        return estimate(self.f_pe, [crop_like(exact.apply(self.f_up, y_low), psi_high), psi_high])
+        return estimate_parameters(self.f_pe, [crop_like(exact.apply(self.f_up, y_low), psi_high), psi_high])
 
     def walk(self, walker):
         z_low = walker("z_low", self.prior_z_low)

@@ -12,6 +12,7 @@ import tensorflow as tf
 from goconv_tf.layers import OctaveTensor, exact
 from goconv_tf.models.octave import chain, set_kernel
 from goconv_tf.models.principal import FAINT, INSIDE, LEAST_WIDTH, UNUSED, blocks, components, fit_factors, fit_prior, gain, share
+from goconv_tf.models.variable_rate import PIXEL_SCALE
 
 _BATCH = 8  # pictures at once
 _RIDGE = 1e-3  # of regressions, as a share of the mean square
@@ -85,7 +86,7 @@ def _left_out(narrow, pictures, lmbda):
     left = []
     for start in range(0, len(pictures), _BATCH):
         part = pictures[start : start + _BATCH]
-        left.append((part - narrow.synthesis(narrow.transform(part, lmbda), lmbda).numpy()) / 256.0)
+        left.append((part - narrow.synthesis(narrow.transform(part, lmbda), lmbda).numpy()) / PIXEL_SCALE)
     return np.concatenate(left).astype(np.float64)
 
 
@@ -123,10 +124,8 @@ def widen(model, narrow, pictures):
     config = model.config
     for ours_layers, theirs_layers in ((model.g_a, narrow.g_a), (model.g_s, narrow.g_s)):
         for ours, theirs in zip(ours_layers, theirs_layers):
-            for path in ("high", "low", "up", "down"):
-                if getattr(ours, path) is None:
-                    continue
-                _embed(getattr(ours, path), getattr(theirs, path), UNUSED)
+            for path, conv in ours.paths.items():
+                _embed(conv, theirs.paths[path], UNUSED)
                 _embed_factors(getattr(ours, f"{path}_scaling"), getattr(theirs, f"{path}_scaling"))
                 if getattr(ours, f"{path}_activation") is not None:
                     _embed_norm(getattr(ours, f"{path}_activation"), getattr(theirs, f"{path}_activation"))
@@ -137,15 +136,14 @@ def widen(model, narrow, pictures):
     low = parted(model.y_low_channels, narrow.y_low_channels)
     for k, (ours, theirs) in enumerate(zip([*model.h_a, *model.h_s], [*narrow.h_a, *narrow.h_s])):
         makes_z, makes_parameters = k == 2, k == 5
-        for path in ("high", "low", "up", "down"):
-            if getattr(ours, path) is not None:
-                _embed(
-                    getattr(ours, path),
-                    getattr(theirs, path),
-                    FAINT if makes_z or (makes_parameters and path in ("low", "down")) else 1.0,
-                    low if makes_parameters and path == "up" else None,
-                    low if makes_parameters and path in ("low", "down") else None,
-                )
+        for path, conv in ours.paths.items():
+            _embed(
+                conv,
+                theirs.paths[path],
+                FAINT if makes_z or (makes_parameters and path in ("low", "down")) else 1.0,
+                low if makes_parameters and path == "up" else None,
+                low if makes_parameters and path in ("low", "down") else None,
+            )
     _embed(model.f_up, narrow.f_up, 1.0)
     psi = model.y_high_channels + np.arange(narrow.h_s[2].filters_high)
     _embed(model.f_pe[0], narrow.f_pe[0], 1.0, np.concatenate([np.arange(narrow.y_high_channels), psi]))
@@ -167,7 +165,7 @@ def _add_components(model, narrow, pictures):
     maps, second = components(maps, high)
     maps, third = components(maps, high + len(new_low))
     # The narrow model has a share of what these components find in a picture already: the rest of them, from all of them.
-    pixels = pictures / 256.0
+    pixels = pictures / PIXEL_SCALE
     mean = pixels.mean(axis=(0, 1, 2))
     found = _encode(_encode(_encode((pixels - mean) * INSIDE, first), second), third)
     flat, wanted = found.reshape(-1, found.shape[-1]), maps.reshape(-1, maps.shape[-1])
