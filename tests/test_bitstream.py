@@ -120,3 +120,19 @@ def test_lambda_survives_to_a_thousandth():
     for bad in (0, 1, -1, 2):
         with pytest.raises(ValueError, match="lambda"):
             bitstream.quantize_lmbda(bad)
+
+
+def test_the_largest_and_smallest_that_a_header_may_say():
+    layers = [layer(*[b"x"] * bitstream.MAX_SECTIONS)] * bitstream.MAX_LAYERS
+    largest = stream(height=1000, width=LIMIT // 1000, layers=layers, exact=False)
+    assert bitstream.unpack(bitstream.pack(largest), LIMIT) == largest
+    for lmbda in (1e-12, 1 - 1e-12):
+        assert 0 < bitstream.quantize_lmbda(lmbda) < 2**31
+
+
+def test_unknown_entropy_coders():
+    data = bytearray(bitstream.pack(stream()))
+    for number in (len(bitstream.CODER_NAMES), 127, 128 + len(bitstream.CODER_NAMES)):
+        data[5] = number
+        with pytest.raises(BitstreamError, match="entropy coder this program does not know"):
+            bitstream.unpack_header(bytes(data), LIMIT)

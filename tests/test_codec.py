@@ -1,6 +1,7 @@
 """Picture files to streams and back: sizes, modes, rate control, damage."""
 
 import concurrent.futures
+import dataclasses
 import hashlib
 import io
 import json
@@ -17,7 +18,7 @@ import tensorflow as tf
 from conftest import draw
 from PIL import Image
 
-from goconv_tf import bitstream, codec, commands, evaluation, zoo
+from goconv_tf import bitstream, codec, commands, evaluation, limits, zoo
 from goconv_tf.errors import CheckpointError, GoConvError, ImageError, ModelMismatchError, RateError, UsageError
 
 
@@ -581,3 +582,59 @@ def test_damaged_model_folders(model_dir, tmp_path):
         with pytest.raises(CheckpointError, match=message) as error:
             zoo.load_pretrained(copy)
         assert "\n" not in str(error.value)
+
+
+def test_tiles_where_memory_is_short(model, monkeypatch):
+    size = (11904, 11904)
+    whole = size[0] * size[1] * model.bytes_per_pixel
+    assert codec.TILE_BYTES < 0.6 * whole < whole < codec.WHOLE_BYTES
+    for share, tiled in ((1.01, False), (0.9, True)):
+        monkeypatch.setattr(codec, "available_memory", lambda share=share: share * whole)
+        assert bool(codec.choose_tile(model, size)) == tiled
+    monkeypatch.setattr(codec, "available_memory", lambda: 0.5 * whole)
+    with pytest.raises(GoConvError, match=r"need about 2\.7 GiB of memory"):
+        codec.choose_tile(model, size)
+
+
+def test_limits_and_marks_of_picture_files(tmp_path):
+    path = tmp_path / "a.png"
+    path.write_bytes(codec.picture_bytes(draw(20, 30), decoded=True))
+    assert codec.read_picture(str(path), max_pixels=600).shape == (20, 30, 3)
+    assert [codec.is_decoded(str(path), size) for size in (None, (30, 20), (20, 30))] == [True, True, False]
+
+
+def test_the_clock_is_looked_at_before_the_synthesis(model, monkeypatch):
+    data, events = codec.compress(model, draw(64, 64)).data, []
+    walk, synthesis = model.walk, model.synthesis
+    monkeypatch.setattr(limits, "check", lambda: events.append("look"))
+    monkeypatch.setattr(type(model), "walk", lambda self, walker: (walk(walker), events.append("walked"))[0])
+    monkeypatch.setattr(type(model), "synthesis", lambda self, *args: events.append("synthesis") or synthesis(*args))
+    codec.decompress(model, data)
+    assert events[events.index("walked") :][:3] == ["walked", "look", "synthesis"]
+
+
+def test_the_zoos_first_folder_wins(model_dir, tmp_path, monkeypatch):
+    for name in ("a", "b"):
+        shutil.copytree(model_dir, tmp_path / name / "m")
+    monkeypatch.setenv("GOCONV_TF_ZOO", os.pathsep.join(str(tmp_path / name) for name in "ba"))
+    (listed,) = (info for info in zoo.list_models() if info.name == "tiny-test")
+    assert listed.path == zoo.find_model("tiny-test").path == str(tmp_path / "b" / "m")
+
+
+def test_models_that_are_not_what_their_config_says(model_dir, tmp_path):
+    source = zoo.load_pretrained(model_dir, fold=False)
+    infos = [zoo.save_pretrained(source, str(tmp_path / "a"), "tiny-test")]
+    source.config = dataclasses.replace(source.config, lmbda_max=0.09)
+    infos.append(zoo.save_pretrained(source, str(tmp_path / "b"), "tiny-test"))
+    assert infos[0].sha256 == infos[1].sha256 and infos[0].fingerprint != infos[1].fingerprint
+    table = next(iter(source.entropy_models().values())).table
+    table.cdf = np.where(np.append(table.cdf[1:] == 2**16, False), 2**16, table.cdf)  # symbols of frequency zero
+    zoo.save_pretrained(source, str(tmp_path / "flat"), "m")
+    with pytest.raises(CheckpointError, match="does not fit its config: tables/"):
+        zoo.load_pretrained(str(tmp_path / "flat"))
+    path = tmp_path / "a" / zoo.CONFIG_FILE
+    config = json.loads(path.read_text())
+    config["config"]["hyper_width"] += 2
+    path.write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match=r"does not fit its config: .* has shape"):
+        zoo.load_pretrained(str(tmp_path / "a"))

@@ -13,7 +13,7 @@ import pytest
 from conftest import ROOT, draw
 from PIL import Image
 
-from goconv_tf import bitstream, commands
+from goconv_tf import arguments, bitstream, commands
 
 
 def one_line(done):
@@ -199,3 +199,12 @@ def test_original_commands(command_here, model_dir, photo, tmp_path):
     assert done.returncode == 0 and Image.open(picture).size == (203, 150)
     one_line(command_here("--checkpoint_dir", tmp_path, "decompress", stream, picture, module=script))
     assert run("train", "--help").returncode == 0
+
+
+def test_numbers_on_the_command_line():
+    wrong = {arguments.pixels: ("1e-7", "0", "1e10", "nan"), arguments.count: ("0", "-1"), arguments.positive: ("0", "inf", "nan")}
+    for take, texts in wrong.items():
+        for text in texts:
+            with pytest.raises(ValueError):
+                take(text)
+    assert (arguments.pixels("1e-6"), arguments.count("1")) == (1, 1)

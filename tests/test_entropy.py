@@ -240,3 +240,32 @@ def test_walkers_agree(name, prior, conditional):
     for key in "zy":
         np.testing.assert_allclose(mixed_walker.likelihoods[key], noisy_walker.likelihoods[key], rtol=1e-5)
         np.testing.assert_array_equal(mixed_walker.values[key], noisy_walker.values[key])
+
+
+def test_noise_is_each_latents_and_each_samples_own(prior):
+    zeros = {name: tf.zeros([2, 3, 4, 3]) for name in "ab"}
+    for seed in ([1, 2], [[1, 2], [3, 4]]):
+        walker = NoisyWalker(zeros, tf.constant(seed))
+        a, b = (walker(name, prior).numpy() for name in "ab")
+        for one, other in ((a, b), (a[0], a[1]), (b[0], b[1])):
+            assert abs(np.corrcoef(one.ravel(), other.ravel())[0, 1]) < 0.6
+    alone = NoisyWalker({name: latent[1:] for name, latent in zeros.items()}, tf.constant([[3, 4]]))
+    np.testing.assert_array_equal(alone("a", prior)[0], a[1])  # in whatever batch it is
+
+
+def test_latents_that_are_no_numbers_or_too_large():
+    latents = {"a": tf.constant([float("nan"), float("inf"), -float("inf"), 1e30, 2.5])[None, None, :, None]}
+    np.testing.assert_array_equal(RoundingWalker(latents)("a", FactorizedPrior(1))[0, 0, :, 0], [0, 0, 0, 2**20, 3])
+
+
+def test_strings_that_go_on(conditional):
+    symbols, indexes = np.arange(-50, 50, dtype=np.int32), np.full(100, 40, np.int32)
+    string = CODERS["tfc"].encode(symbols, indexes, conditional.table) + b"tail"
+    with pytest.raises(BitstreamError, match="does not end where it should"):
+        CODERS["tfc"].decode(string, indexes, conditional.table)
+    np.testing.assert_array_equal(CODERS["tfc"].decode(string, indexes, conditional.table, strict=False), symbols)
+
+
+def test_escapes_are_rare(prior, conditional):
+    for model in (prior, conditional):
+        assert max(row[-1] - row[-2] for row in model.table.rows[:-2]) <= 2**16 * 2**-11

@@ -137,6 +137,9 @@ def curve(name, points):
 def test_bits_at_equal_quality():
     """Of one point, against a curve: exact on points, monotone between them."""
     anchor = curve("a", [(0.1, 25.0), (0.2, 28.0), (0.4, 31.0), (0.8, 34.0)])
+    for rate, quality in ((0.05, 25.0), (0.4, 34.0)):
+        for metric in ("psnr-rgb", "ms-ssim-rgb"):
+            assert evaluation.bits_at_equal_quality(anchor, curve("b", [(rate, quality)]), metric) == "-50.0%"
     for rate, quality, expected in ((0.2, 28.0, "+0.0%"), (0.3, 31.0, "-25.0%"), (0.3, 29.5, "+6.1%"), (0.1, 24.0, "out of its range")):
         for metric in ("psnr-rgb", "ms-ssim-rgb"):
             assert evaluation.bits_at_equal_quality(anchor, curve("b", [(rate, quality)]), metric) == expected
@@ -249,3 +252,31 @@ def test_commands(command, command_here, pictures, tmp_path):
         (("evaluate", "--model", "tiny-test", results), "no files"),
     ):
         assert word in one_line(command_here(*args)), args
+
+
+def test_points_that_fall_back_are_none_of_a_curve():
+    points = [(0.1, 25.0), (0.2, 23.0), (0.3, 24.0), (0.4, 26.0)]
+    assert evaluation.rising_points(curve("a", points), "psnr-rgb") == [points[0], points[3]]
+
+
+def test_the_share_of_both_ranges_that_was_compared():
+    anchor = curve("a", [(0.1, 25.0), (0.2, 28.0), (0.4, 31.0), (0.8, 34.0)])
+    shifted = curve("b", [(rate, quality + 3) for rate, quality in anchor["results"]["psnr-rgb"]])
+    result = evaluation.bd_rate(anchor, shifted)
+    assert (result.overlap, result.share) == ((28.0, 34.0), pytest.approx(0.5))
+
+
+def test_a_picture_that_was_replaced_is_measured_again(tmp_path):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    found = []
+    for seed in (0, 1, 0):
+        Image.fromarray(draw(40, 50, seed)).save(folder / "0.png")
+        path = evaluation.evaluate([("codec", "jpeg")], str(folder), str(tmp_path / "out"))[0]
+        found.append(json.loads(pathlib.Path(path).read_text())["results"])
+    assert found[0] == found[2] and found[0]["psnr-rgb"] != found[1]["psnr-rgb"]
+
+
+def test_mean_squared_error_of_many_rows():
+    a, b = np.random.default_rng(0).integers(0, 256, (2, 600, 5, 3)).astype(np.uint8)
+    assert metrics.mse(a, b) == pytest.approx(np.mean(np.square(a.astype(float) - b)))

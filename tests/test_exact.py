@@ -505,3 +505,30 @@ def test_half_precision_folders_are_exact_too(any_dir, request, tmp_path):
     assert loaded.has_exact
     result = codec.compress(loaded, draw(40, 50), reconstruct=True)
     np.testing.assert_array_equal(codec.decompress(zoo.load_pretrained(info.path), result.data), result.reconstruction)
+
+
+def test_sums_of_paths_stay_on_the_grid():
+    layer = GoConv2D(2, 1, inter_kernel_size=1)
+    layer(OctaveTensor(tf.zeros([1, 2, 2, 1]), tf.zeros([1, 1, 1, 1])))
+    for v in layer.trainable_variables:
+        v.assign(tf.ones_like(v))
+    for conv in layer.paths.values():
+        conv.quantized = conv.quantize()
+    for make in (np.asarray, tf.constant):
+        x = OctaveTensor(*(make(np.full([1, n, n, 1], float(exact.LIMIT))) for n in (2, 1)))
+        assert max(np.abs(part).max() for part in layer.exact(x)) == exact.LIMIT
+
+
+def test_what_gdn_squares_is_kept_small():
+    layer = GDN()
+    layer(tf.zeros([1, 1, 1, 1]))
+    layer.quantized = layer.quantize()
+    for make in (np.asarray, tf.constant):
+        at, beyond = (np.asarray(layer.exact(make(np.full([1, 1, 1, 1], float(n))))).item() for n in (exact.NORM_LIMIT, exact.LIMIT))
+        assert at == beyond
+
+
+@pytest.mark.parametrize("bits", [9, 15])
+def test_grids_of_recurrent_cells_have_bounds(bits):
+    with pytest.raises(ValueError, match="grid_bits must be 10 to 14"):
+        ConvLSTM2DCell(2, grid_bits=bits)

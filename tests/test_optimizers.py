@@ -161,3 +161,9 @@ def test_averages_of_short_runs_are_of_what_was_learned():
         expected = momentum * expected + (1 - momentum) * float(variable[0])
     optimizer.finalize_variable_values([variable])
     assert float(variable[0]) == pytest.approx(expected, rel=1e-5)
+
+
+def test_soap_config_round_trip():
+    settings = {"shampoo_beta": 0.8, "sampling": 3, "renewal": 5, "largest": 9}
+    again = Soap.from_config(Soap(0.01, **settings).get_config())
+    assert {name: getattr(again, name) for name in settings} == settings

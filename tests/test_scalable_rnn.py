@@ -212,6 +212,9 @@ def test_target_rate_is_not_exceeded(rnn):
         assert codec.compress(rnn, picture, target_bpp=rate).layers == count
         if count > 1:
             assert codec.compress(rnn, picture, target_bpp=rate * 0.999).layers == count - 1
+    result = codec.compress(rnn, picture, target_bpp=8 * sizes[1] / picture[..., 0].size, reconstruct=True)
+    assert len(result.pictures) == result.layers == 2
+    np.testing.assert_array_equal(codec.decompress(rnn, result.data), result.reconstruction)
 
 
 def test_300_damaged_or_cut_streams(rnn, rnn_dir, tmp_path, capsys, monkeypatch):

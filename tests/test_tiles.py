@@ -123,3 +123,7 @@ def test_wrong_regions(model, region):
     data = codec.compress(model, draw(64, 64)).data
     with pytest.raises(UsageError, match="64 x 64"):
         codec.decompress(model, data, region=region)
+
+
+def test_pictures_are_rounded_and_clipped():
+    np.testing.assert_array_equal(tiles.to_uint8(tf.constant([-3.0, 0.4, 0.6, 254.7, 300.0])), [0, 0, 1, 255, 255])

@@ -64,6 +64,21 @@ def test_patches_come_from_the_pictures(tmp_path):
     assert 4 < sum(mirrored) < 28
 
 
+def test_every_place_of_a_patch_is_drawn(tmp_path):
+    Image.fromarray(draw(64, 65)).save(tmp_path / "a.png")
+    source = data.PatchSource([str(tmp_path / "a.png")], 64, 16, [0.01], flip=False)
+    assert {patch.tobytes() for patch in source(0)[0]} == {draw(64, 65)[:, left : left + 64].tobytes() for left in (0, 1)}
+
+
+def test_decoded_pictures_keep_within_their_memory(tmp_path):
+    paths = [str(tmp_path / f"{k}.png") for k in range(4)]
+    for k, path in enumerate(paths):
+        Image.fromarray(np.resize(draw(64, 64, k), (512, 512, 3))).save(path)  # 0.75 MiB
+    source = data.PatchSource(paths, 64, 16, [0.01], cache_mb=2)
+    source(0)
+    assert len(source._cache) == 2
+
+
 def test_vivid_patches(photos):
     paths = data.find_pictures([photos])
     plain, some, all_of_them = (data.PatchSource(paths, 64, 1, [0.01], flip=False, vivid=share)(3)[0][0].astype(int) for share in (0, 1e-9, 1))
@@ -224,6 +239,13 @@ def test_a_limit_in_minutes_or_a_signal_ends_a_run(photos, tmp_path):
         progress.on_epoch_begin(0)
         if asked:
             progress.stop()
+        progress.on_train_batch_end(0, {"loss": 1.0})
+        assert progress.model.stop_training == ends
+    for gone, ends in ((50, False), (61, True)):
+        progress = training.Progress(options(photos, tmp_path, minutes=1.0), str(tmp_path / "log"), None)
+        progress.set_model(Model())
+        progress.on_epoch_begin(0)
+        progress.begin -= gone
         progress.on_train_batch_end(0, {"loss": 1.0})
         assert progress.model.stop_training == ends
 
@@ -422,6 +444,9 @@ def test_best_is_chosen_by_the_loss_that_is_trained(photos, tmp_path, monkeypatc
     monkeypatch.setattr(training.Validator, "__call__", lambda self, model: (rows, 9.0))
     watch.watch()
     assert zoo.read_info(str(tmp_path / "run" / "best")).card["validation"]["loss"] == 9.0
+    monkeypatch.setattr(training.Validator, "__call__", lambda self, model: ([(0.02, *rows[0][1:])], 12.0))  # nor over other lambdas
+    watch.watch()
+    assert zoo.read_info(str(tmp_path / "run" / "best")).card["validation"]["loss"] == 12.0
 
 
 def test_warm_start_begins_with_the_weights_given(photos, tmp_path, model_dir, monkeypatch):
@@ -617,3 +642,56 @@ for line in sys.argv[1:]:
     assert len(errors) == len(cases) and all(word in line for line, (_, word) in zip(errors, cases))
     assert "needed" in one_line(command("--checkpoint_dir", tmp_path / "a", module="goconv_tf.train"))
     assert not (tmp_path / "a").exists()
+
+
+def test_averages_are_what_is_exported():
+    model = zoo.new_model(presets.get_preset("variable_rate", "tiny"))
+    model.compile(training.make_optimizer(options("", "")))
+    model.optimizer.build(model.trainable_variables)
+    begun = [v.numpy() for v in model.trainable_variables]
+    for v in model.trainable_variables:
+        v.assign_add(tf.ones_like(v))
+    with training.averaged_weights(model):
+        for v, value in zip(model.trainable_variables, begun):
+            np.testing.assert_array_equal(v, value)
+    for v, value in zip(model.trainable_variables, begun):
+        np.testing.assert_array_equal(v, value + 1)
+
+
+@pytest.mark.parametrize("name", ["adam", "soap"])
+def test_options_of_the_optimizer_reach_it(name):
+    one = training.make_optimizer(options("", "", optimizer=name, clip_norm=0.5, ema=0.9))
+    other = training.make_optimizer(options("", "", optimizer=name, clip_norm=0.0, clip_value=0.1, ema=0.0))
+    assert (one.global_clipnorm, one.clipvalue, one.use_ema, one.ema_momentum, one.epsilon) == (0.5, None, True, 0.9, 1e-8)
+    assert (other.global_clipnorm, other.clipvalue, other.use_ema) == (None, 0.1, False)
+
+
+def test_options_reach_the_model_and_its_data(tmp_path, monkeypatch):
+    monkeypatch.setattr(tf.keras.Model, "fit", lambda self, *args, **kwargs: None)
+    Image.fromarray(draw(180, 190)).save(tmp_path / "a.png")
+    made, original = [], data.PatchSource
+    monkeypatch.setattr(data, "PatchSource", lambda *args: made.append(original(*args)) or made[-1])
+    chosen = dict(distortion="mix", balance=0.5, quantization="mixed", patchsize=176, seed=7, flip=False, vivid=0.25)
+    model = training.train(options(str(tmp_path), tmp_path / "run", **chosen))
+    assert (model.distortion, model.balance, model.quantization) == ("mix", 0.5, "mixed")
+    (source,) = made
+    assert (source.patch, source.batch, source.seed, source.flip, source.vivid) == (176, 2, 7, False, 0.25)
+    for changes, message in ((dict(settings=("filters=12",)), "holds a run with --set nothing"), (dict(num_latents=12), "num_latents 0, not 12")):
+        with pytest.raises(UsageError, match=message):
+            training.train(options(str(tmp_path), tmp_path / "run", **chosen, **changes))
+
+
+@pytest.mark.parametrize("kind", ["model", "crpe", "rnn"])
+def test_validation_measures_what_coding_gives(kind, request, tmp_path):
+    model, picture = request.getfixturevalue(kind), draw(64, 80)
+    Image.fromarray(picture).save(tmp_path / "a.png")
+    rows, loss = training.Validator(model, [str(tmp_path / "a.png")], (0.02,))(model)
+    coded = model.compress(picture, 0.02, reconstruct=True)
+    lambdas = (0.02,) if kind == "model" else (model.config.lmbda,) if kind == "crpe" else model.config.lambdas
+    bits, expected = 0, []
+    for lmbda, names, decoded in zip(lambdas, model.config.layers, coded.pictures):
+        bits += 8 * sum(len(coded.strings[name]) for name in names)
+        expected.append((lmbda, bits / (64 * 80), metrics.psnr(picture, decoded)))
+    np.testing.assert_allclose(rows, expected, rtol=1e-3)
+    errors = [metrics.mse(picture, decoded) for decoded in coded.pictures]
+    assert loss == pytest.approx(np.mean([bpp + lmbda * mse for (lmbda, bpp, _), mse in zip(expected, errors)]), rel=1e-3)
