@@ -19,7 +19,7 @@ import sys
 from absl import app
 from absl.flags import argparse_flags
 
-from goconv_tf import codec, commands, metrics
+from goconv_tf import codec, commands, metrics, zoo
 from goconv_tf.errors import GoConvError, UsageError, printable
 from goconv_tf.files import PICTURE_EXTENSIONS, atomic_write, plan
 
@@ -137,7 +137,9 @@ def encode(args):
         # As for a single picture, the whole name stays.
         files = [(source, os.path.join(os.path.dirname(target), os.path.basename(source) + ".bitstream")) for source, target in files]
         # What an earlier call wrote beside the pictures, and beside their files, is none of them.
-        written = {os.path.realpath(reconstruction_of(target)) for _, target in files if os.path.exists(target)}
+        done = [(source, target) for source, target in files if os.path.exists(target)]
+        written = {os.path.realpath(reconstruction_of(target)) for _, target in done}
+        written |= {os.path.realpath(os.path.splitext(source)[0] + "_rec.png") for source, _ in done}  # as earlier versions named it
         files = [(source, target) for source, target in files if os.path.realpath(source) not in written]
         os.makedirs(args.output_file or args.input_file, exist_ok=True)
     else:
@@ -149,7 +151,9 @@ def encode(args):
         commands.check_output(reconstruction, source)
         if os.path.exists(reconstruction) and not os.path.exists(target):
             raise UsageError(f"{reconstruction}: is there already, and no earlier call's; name another output")
-    model = commands.load(args.restore_path or args.checkpoint_dir, "crpe")
+    name = args.restore_path or args.checkpoint_dir
+    commands.check_kind(name, "crpe")
+    model = zoo.load_pretrained(name)
     rows, failures = [], 0
     for source, target in files:
         try:
@@ -175,7 +179,9 @@ def command(args):
         return train(args)
     if args.command == "encode":
         return encode(args)
-    return commands.decompress([args.input_file, args.output_file or args.input_file + ".png"], args.restore_path or args.checkpoint_dir)
+    model = args.restore_path or args.checkpoint_dir
+    commands.check_kind(model, "crpe")
+    return commands.decompress([args.input_file, args.output_file or args.input_file + ".png"], model)
 
 
 def main(args):

@@ -13,7 +13,7 @@ import math
 from absl import app
 from absl.flags import argparse_flags
 
-from goconv_tf import bitstream, codec, commands, metrics
+from goconv_tf import bitstream, codec, commands, metrics, zoo
 from goconv_tf.errors import GoConvError, UsageError
 from goconv_tf.files import atomic_write
 
@@ -94,7 +94,7 @@ def compress(args):
     """Writes one file with all layers; prints the original's lines after each iteration."""
     commands.check_output(args.output_file, args.input_file)
     commands.check_replaceable(args.output_file)
-    model = commands.load(args.checkpoint_dir, "scalable_rnn")
+    model = zoo.load_pretrained(args.checkpoint_dir)
     picture = codec.read_picture(args.input_file)
     result = codec.compress(model, picture, reconstruct=True, layers=args.iter)
     if args.verbose and (codec.decompress(model, result.data) != result.reconstruction).any():
@@ -123,6 +123,7 @@ def command(args):
     """Runs the command that was asked for; returns the exit status."""
     if args.command == "train":
         return train(args)
+    commands.check_kind(args.checkpoint_dir, "scalable_rnn")
     args.output_file = args.output_file or args.input_file + args.extension
     if args.command == "compress":
         return compress(args)

@@ -115,12 +115,11 @@ def for_each(pairs, action, output_dir=None):
     return failures
 
 
-def load(name, kind):
-    """A pretrained model of a kind, "crpe" and so on; UsageError if it is of another."""
-    model = zoo.load_pretrained(name)
-    if model.config.model != kind:
-        raise UsageError(f"{name} is a {model.config.model}, not a {kind}")
-    return model
+def check_kind(name, kind):
+    """UsageError unless a pretrained model is of a kind, "crpe" and so on."""
+    found = zoo.find_model(name).model
+    if found != kind:
+        raise UsageError(f"{name} is a {found}, not a {kind}")
 
 
 def compress(

@@ -80,6 +80,8 @@ class PatchSource:
             try:
                 with codec.pillow_limit(codec.MAX_PIXELS), Image.open(path) as image:
                     size = image.size
+                if size[0] * size[1] > codec.MAX_PIXELS:  # Pillow warns up to twice the limit
+                    raise ImageError(f"{path}: too large")
             except Exception:  # Pillow raises almost anything on damaged files
                 self.unreadable += 1
                 continue

@@ -291,6 +291,8 @@ def test_sums_of_pairs_and_layers_for_each_frequency():
     assert isinstance(added, OctaveTensor)
     np.testing.assert_allclose(tf.nn.max_pool2d(added.high, 2, 2, "SAME"), pooled_high, atol=1e-6)
     np.testing.assert_allclose(tf.nn.max_pool2d(added.low, 2, 2, "SAME"), pooled_low, atol=1e-6)
+    with pytest.raises(ValueError, match="has not been built"):
+        GoConv2D(6, 3).paths  # noqa: B018
     for wrong in (tf.nn.relu, tf.keras.layers.ReLU()):
         with pytest.raises(ValueError, match="map takes what makes a layer"):
             x.map(wrong)

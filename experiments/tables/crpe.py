@@ -34,7 +34,7 @@ class Setting(NamedTuple):
 
 
 def setting(info):
-    return Setting(dataclasses.replace(info.config, lmbda=1.0), info.card.get("training", {}).get("distortion", "mse"))
+    return Setting(dataclasses.replace(info.config, lmbda=1.0), (info.card.get("training") or {}).get("distortion", "mse"))
 
 
 def fullness(group):
@@ -71,7 +71,7 @@ def curve(name, group):
         for metric in ("psnr-rgb", "ms-ssim-rgb", "psnr-yuv", "ms-ssim-y")
     }
     points = {metric: sorted((rate, value) for rate, value in found if value is not None) for metric, found in points.items()}
-    return {"name": name, "results": points}
+    return {"name": name, "results": points, "meta": {"pictures": group[0][1]["meta"]["pictures"]}}
 
 
 def bd_rates(ours, references):
@@ -103,7 +103,7 @@ def main():
         for name, found in models.items():
             groups.setdefault(setting(infos[name]), []).append((infos[name].config.lmbda, found))
         groups = {key: sorted(group, key=lambda pair: pair[0]) for key, group in groups.items()}
-        full = max(groups, key=lambda group: (fullness(group), len(groups[group])))
+        full = max(groups, key=lambda group: (len(groups[group]) > 1, fullness(group), len(groups[group])))
         curves = {key: curve(title(key, full), group) for key, group in groups.items()}
         count = next(iter(models.values()))["meta"]["pictures"]
         known = dataset != "kodak" or published.is_of(dataset, images)  # other pictures than the published figures' may be given

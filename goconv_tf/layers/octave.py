@@ -220,7 +220,9 @@ class _GoConv(Regularized, tf.keras.layers.Layer):
 
     @property
     def paths(self):
-        """{name: convolution} of the paths within and between frequencies that the layer has, once it is built."""
+        """{name: convolution} of the paths within and between frequencies that the layer has; ValueError before it is built."""
+        if not hasattr(self, "high"):
+            raise ValueError(f"{self.name} has not been built: call it once before you look at its paths")
         return {name: conv for name in ("high", "low", "up", "down") if (conv := getattr(self, name)) is not None}
 
     def load_own_variables(self, store):
