@@ -362,14 +362,12 @@ def exported_step(folder) -> int:
 
 
 def make_strategy(name, *where):
-    """tf.distribute strategy "none", "mirrored" or "multi_worker", UsageError for others; where: as `cluster.make_strategy`'s."""
+    """tf.distribute strategy of `presets.TRAINING_CHOICES`; where: as `cluster.make_strategy`'s."""
     if name == "none":
         return tf.distribute.get_strategy()
     if name == "mirrored":
         return tf.distribute.MirroredStrategy(tf.config.list_logical_devices("GPU") or tf.config.list_logical_devices("CPU"))
-    if name == "multi_worker":
-        return cluster.make_strategy(*where)
-    raise UsageError(f"unknown strategy {name!r}: there are none, mirrored and multi_worker")
+    return cluster.make_strategy(*where)
 
 
 @contextlib.contextmanager
@@ -522,7 +520,7 @@ def train(options: Options):
             contents["config"] = dataclasses.asdict(config)
         if chief:
             atomic_write(os.path.join(folder, "run.json"), json.dumps(contents, indent=1).encode())
-        _fit(options, model, source, val_paths, strategy, start)
+        _fit(options, model, source, val_paths, strategy, start, total)
     return model
 
 
@@ -553,10 +551,10 @@ def _compiled_model(options: Options, config, source, strategy, start):
     return model
 
 
-def _fit(options: Options, model, source, val_paths, strategy, start):
+def _fit(options: Options, model, source, val_paths, strategy, start, total):
     """Trains a compiled model from step `start` on, and saves, exports and validates it; a run that has ended lacks its last export at most."""
     folder, chief = options.checkpoint_dir, cluster.is_chief(strategy)
-    backup_dir, total = os.path.join(folder, "backup"), cluster.make_total(strategy)
+    backup_dir = os.path.join(folder, "backup")
     ended = start >= options.last_step
     if ended and (cluster.spans_machines(strategy) or exported_step(folder) >= start):
         raise UsageError(f"{folder} is already at step {start} of {options.last_step}: raise --last_step to go on")
