@@ -127,7 +127,7 @@ def averages(rows):
     for key in ("ms-ssim-rgb", "ms-ssim-y"):
         mean[f"{key}-db"] = metrics.decibels(mean[key])
     y, u, v = (-10 * math.log10(max(sum(10 ** (-row[key] / 10) for row in rows) / len(rows), 1e-300)) for key in ("psnr-y", "psnr-u", "psnr-v"))
-    return {**mean, "psnr-yuv": (6 * y + u + v) / 8}
+    return {**mean, "psnr-yuv": metrics.weighted(y, u, v)}
 
 
 def encode(args):

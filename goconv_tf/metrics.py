@@ -23,6 +23,11 @@ def psnr(a, b) -> float:
     return math.inf if error == 0 else 10 * math.log10(255**2 / error)
 
 
+def weighted(y: float, u: float, v: float) -> float:
+    """A measure of all three channels, 6:1:1."""
+    return (6 * y + u + v) / 8
+
+
 def yuv(rgb):
     """Y, U, V float64 [h, w, 3] of RGB, ITU-R BT.601 full range (JPEG's), not rounded, chroma around 128 and not subsampled."""
     r, g, b = np.moveaxis(np.asarray(rgb, np.float64), -1, 0)
@@ -69,7 +74,7 @@ def quality(original, decoded) -> Dict[str, float]:
         "psnr-y": y,
         "psnr-u": u,
         "psnr-v": v,
-        "psnr-yuv": (6 * y + u + v) / 8,
+        "psnr-yuv": weighted(y, u, v),
         "ms-ssim-rgb": ms_ssim(original, decoded),
         "ms-ssim-y": ms_ssim(a[..., :1], b[..., :1]),
     }

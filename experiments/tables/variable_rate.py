@@ -100,11 +100,10 @@ def main():
     args = parser.parse_args()
     names = [name for one in args.model for name in one.split(",")]
     loaded = {name: zoo.load_pretrained(name) for name in dict.fromkeys(names)}
-    if len({model.info.name for model in loaded.values()}) < len(loaded):
-        raise UsageError("two of the models have the same name")
     for model in loaded.values():
         if not model.has_lambda:
             raise UsageError(f"{model.info.name} is a {model.config.model}, not a variable_rate")
+    found = measure(list(loaded), args.images, args.output)  # first, as it refuses two models of one name
     systems = {}
     for one in args.model:
         parts = [loaded[name] for name in one.split(",")]
@@ -126,7 +125,6 @@ def main():
                 print(name, target, rows[name][-1] if isinstance(rows[name][-1], str) else f"{rows[name][-1]['bpp']:.4f} bpp", flush=True)
             text.append(picture_table(name, args.targets, rows[name], known.get(name)))
         text.append(f"### Seconds\n\nPublished: {paper['timing_seconds']['source']}.\n\n" + time_table(rows, sizes, times))
-    found = measure(list(loaded), args.images, args.output)
     head = f"# Variable rate: {len(paths)} pictures, rate control to 1 %\n"
     head += f"\nPublished figures: {paper['source']}.\n" if known.keys() & next(iter(every.values())).keys() else ""
     base = os.path.join(args.output, "variable_rate")
