@@ -277,6 +277,26 @@ def test_activity_regularizers_are_kept(make):
         np.testing.assert_allclose(each.losses[0], 0.5 * np.sum(np.square(y)), rtol=1e-5)
 
 
+@pytest.mark.parametrize("kernel_parameter", ["rdft", "variable"])
+def test_initializers_and_regularizers(kernel_parameter):
+    image = tf.keras.Input([8, 8, 4])
+    initializers = dict(kernel_initializer=tf.keras.initializers.RandomNormal(stddev=2.0), bias_initializer="ones")
+    regularizers = dict(kernel_regularizer=tf.keras.regularizers.L2(0.5), bias_regularizer="l1")
+    layer = GoConv2D(8, 3, kernel_parameter=kernel_parameter, **initializers, **regularizers)
+    model = tf.keras.Model(image, list(layer(image)))
+    clone = tf.keras.models.clone_model(model)
+    clone.set_weights(model.get_weights())
+    convs = layer.paths.values()
+    kernels = [conv.kernel.numpy() for conv in convs]
+    assert 1.8 < np.std(np.concatenate([kernel.ravel() for kernel in kernels])) < 2.2
+    assert kernels[0].shape == kernels[1].shape and not np.allclose(kernels[0], kernels[1])  # high, down
+    np.testing.assert_array_equal([conv.bias for conv in convs], 1)
+    expected = sum(0.5 * np.sum(np.square(kernel)) for kernel in kernels) + 0.01 * sum(conv.bias.shape[0] for conv in convs)
+    for each in (model, clone):
+        np.testing.assert_allclose(sum(each.losses), expected, rtol=1e-5)
+    assert clone.layers[1].get_config() == layer.get_config()
+
+
 def test_sums_of_pairs_and_layers_for_each_frequency():
     image = tf.keras.Input([9, 7, 3])
     x = GoConv2D(6, 3)(image)

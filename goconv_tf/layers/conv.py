@@ -10,6 +10,14 @@ import tensorflow_compression as tfc
 
 from goconv_tf.layers import exact
 
+# Of convolutions, what begins and restrains their variables: {argument: (default, what makes it of a name or a config)}.
+VARIABLE_ARGUMENTS = {
+    "kernel_initializer": ("variance_scaling", tf.keras.initializers),
+    "bias_initializer": ("zeros", tf.keras.initializers),
+    "kernel_regularizer": (None, tf.keras.regularizers),
+    "bias_regularizer": (None, tf.keras.regularizers),
+}
+
 
 @functools.cache
 def irdft_matrix(height: int, width: int) -> np.ndarray:
@@ -88,6 +96,11 @@ def _phases(kernel, before, stride):
     return tf.reshape(kernel, [*kernel.shape[:3], -1]), -offsets[0], offsets[-1]
 
 
+def serialized(layer):
+    """The config's part of VARIABLE_ARGUMENTS, of a layer whose attributes they are."""
+    return {name: module.serialize(getattr(layer, name)) for name, (_, module) in VARIABLE_ARGUMENTS.items()}
+
+
 class Regularized:
     """Keeps an activity_regularizer in the config, which Keras' own base class leaves out."""
 
@@ -123,6 +136,7 @@ class SignalConv2D(OwnVariables, tfc.SignalConv2D):
       transpose: False for a correlation, True for an upsampling (transposed) convolution.
       use_bias: add a bias per channel.
       kernel_parameter: "rdft" or "variable" (plain).
+      kernel_initializer, bias_initializer, kernel_regularizer, bias_regularizer: as of Keras' layers; of the kernel, not of its DFT.
 
       name, dtype, trainable: as of any Keras layer. tfc's other arguments are refused: TypeError.
 
@@ -132,7 +146,7 @@ class SignalConv2D(OwnVariables, tfc.SignalConv2D):
     """
 
     def __init__(self, filters, kernel_size, strides=1, transpose=False, use_bias=True, kernel_parameter="rdft", **kwargs):
-        if unknown := sorted(kwargs.keys() - {"name", "dtype", "trainable", "dynamic", "autocast"}):
+        if unknown := sorted(kwargs.keys() - {"name", "dtype", "trainable", "dynamic", "autocast", *VARIABLE_ARGUMENTS}):
             raise TypeError(f"SignalConv2D does not take {', '.join(unknown)}")
         for name, value in (("filters", filters), ("kernel_size", kernel_size), ("strides", strides)):
             if not isinstance(value, numbers.Integral) or value < 1:
@@ -161,7 +175,7 @@ class SignalConv2D(OwnVariables, tfc.SignalConv2D):
         self._folded = None
 
     def get_config(self):
-        return {**tf.keras.layers.Layer.get_config(self), **self._arguments}
+        return {**tf.keras.layers.Layer.get_config(self), **self._arguments, **serialized(self)}
 
     def build(self, input_shape):
         if isinstance(self.kernel_parameter, str) and self.kernel_parameter == "rdft":

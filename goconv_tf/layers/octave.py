@@ -13,7 +13,7 @@ from typing import Any, Callable, Dict, NamedTuple, Union
 import tensorflow as tf
 
 from goconv_tf.layers import exact
-from goconv_tf.layers.conv import GDN, Regularized, SignalConv2D
+from goconv_tf.layers.conv import GDN, VARIABLE_ARGUMENTS, Regularized, SignalConv2D, serialized
 
 
 class OctaveTensor(NamedTuple):
@@ -139,7 +139,10 @@ class _GoConv(Regularized, tf.keras.layers.Layer):
         inter_kernel_size=3,
         **kwargs,
     ):
+        variables = {name: module.get(kwargs.pop(name, default)) for name, (default, module) in VARIABLE_ARGUMENTS.items()}
         super().__init__(**kwargs)
+        for name, value in variables.items():
+            setattr(self, name, value)
         for name, value in (("filters", filters), ("kernel_size", kernel_size), ("inter_kernel_size", inter_kernel_size)):
             if not isinstance(value, numbers.Integral):
                 raise ValueError(f"{name} must be one integer, not {value!r}")
@@ -169,8 +172,14 @@ class _GoConv(Regularized, tf.keras.layers.Layer):
             kernel_parameter=self.kernel_parameter,
             name=name,
             dtype=self.dtype_policy,
+            **{argument: self._own(argument) for argument in VARIABLE_ARGUMENTS},
         )
         return conv, self._make_activation(f"{name}_activation")
+
+    def _own(self, argument):
+        """A path's own initializer or regularizer: one without a seed gives all that share it the same numbers."""
+        value = getattr(self, argument)
+        return type(value).from_config(value.get_config()) if hasattr(value, "from_config") else value
 
     def _make_activation(self, name):
         keep = {}  # a policy's name, as layers that Keras makes the config of take nothing else
@@ -301,6 +310,7 @@ class _GoConv(Regularized, tf.keras.layers.Layer):
             "use_bias": self.use_bias,
             "kernel_parameter": self.kernel_parameter,
             "inter_kernel_size": self.inter_kernel_size,
+            **serialized(self),
         }
 
 
@@ -317,6 +327,7 @@ _ARGUMENTS = """
       use_bias: add biases on every path.
       kernel_parameter: "rdft" (learns faster) or "variable" (plain kernels).
       inter_kernel_size: side of the kernels between frequencies (3 in Akbari et al.).
+      kernel_initializer, bias_initializer, kernel_regularizer, bias_regularizer: as of Keras' layers, for the convolutions of all paths.
 
     Input: an `OctaveTensor` (or a pair) of high [batch, h, w, c_H] and low
     [batch, ceil(h/2), ceil(w/2), c_L], or one tensor, as in the first layer of an encoder.
