@@ -26,7 +26,7 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_compression as tfc
 
-from goconv_tf import codec, data, evaluation, presets, training, zoo
+from goconv_tf import codec, data, evaluation, picture_io, presets, training, zoo
 from goconv_tf.entropy import CODERS, Encoder
 from goconv_tf.layers import Conv2D, SignalConv2D
 
@@ -98,7 +98,7 @@ class Tracer(Encoder):
 
 def peak(model, path):
     """GFLOP/s of float32 and float64 matrix products and of the two transforms, taking turns."""
-    x = codec.read_picture(path)[None]
+    x = picture_io.read_picture(path)[None]
     lmbda = tf.constant([0.01])
     latents = model.transform(tf.constant(x), lmbda)
     single = tf.random.normal([3000, 3000])
@@ -127,7 +127,7 @@ def coders(model, path, npz):
         return encode(symbols, indexes, table)
 
     with replaced(CODERS["tfc"], "encode", catch):
-        codec.compress(model, codec.read_picture(path))
+        codec.compress(model, picture_io.read_picture(path))
     symbols, indexes, table = caught["symbols"], caught["indexes"], caught["table"]
     rows = table.rows[:-2]
     widest = max(map(len, rows))
@@ -145,7 +145,7 @@ def coders(model, path, npz):
 
 def compiled_functions(model, path, count):
     """Traces after each of `count` pictures of different sizes."""
-    picture = codec.read_picture(path)
+    picture = picture_io.read_picture(path)
     traces = []
     for k in range(count):
         part = picture[: 200 + 7 * k, : 300 + 11 * k]
@@ -217,7 +217,7 @@ def answer(request):
         return coders(model, request["image"], request["symbols"])
     if "sizes" in request:
         return compiled_functions(model, request["image"], request["sizes"])
-    picture = codec.read_picture(request["image"], 10**9)
+    picture = picture_io.read_picture(request["image"], 10**9)
     if "jpeg2000" in request:
         return jpeg2000(picture, request["jpeg2000"])
     options = {"layers": request.get("layers"), "exact": request.get("exact", True)}

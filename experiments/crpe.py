@@ -19,7 +19,7 @@ import sys
 from absl import app
 from absl.flags import argparse_flags
 
-from goconv_tf import codec, commands, metrics, zoo
+from goconv_tf import codec, commands, metrics, picture_io, zoo
 from goconv_tf.errors import GoConvError, UsageError, printable
 from goconv_tf.files import PICTURE_EXTENSIONS, atomic_write, plan
 
@@ -102,7 +102,7 @@ def show(row):
 
 def encode_one(model, source, target):
     """Codes a picture, writes the file and its reconstruction; the measures of what the file decodes to."""
-    picture = codec.read_picture(source)
+    picture = picture_io.read_picture(source)
     result = codec.compress(model, picture)
     decoded = codec.decompress(model, result.data)
     bits = codec.estimate(model, picture)

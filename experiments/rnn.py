@@ -13,7 +13,7 @@ import math
 from absl import app
 from absl.flags import argparse_flags
 
-from goconv_tf import bitstream, codec, commands, metrics, zoo
+from goconv_tf import bitstream, codec, commands, metrics, picture_io, zoo
 from goconv_tf.errors import GoConvError, UsageError
 from goconv_tf.files import atomic_write
 
@@ -95,14 +95,14 @@ def compress(args):
     commands.check_output(args.output_file, args.input_file)
     commands.check_replaceable(args.output_file)
     model = zoo.load_pretrained(args.checkpoint_dir)
-    picture = codec.read_picture(args.input_file)
+    picture = picture_io.read_picture(args.input_file)
     result = codec.compress(model, picture, reconstruct=True, layers=args.iter)
     if args.verbose and (codec.decompress(model, result.data) != result.reconstruction).any():
         raise GoConvError("verification failed: the decoded picture is not the encoder's; nothing was written")
     bits = codec.estimate(model, picture)
     pixels = picture.shape[0] * picture.shape[1]
     estimated = 0.0
-    sizes = bitstream.unpack(result.data, codec.MAX_PIXELS).layer_bytes()
+    sizes = bitstream.unpack(result.data, picture_io.MAX_PIXELS).layer_bytes()
     for names, shown, size in zip(model.config.layers, result.pictures, sizes):
         estimated += sum(bits[name] for name in names) / pixels
         ms_ssim = metrics.ms_ssim(picture, shown)

@@ -21,7 +21,7 @@ choose_kernels()
 _HOME = {
     "compress": "codec",
     "decompress": "codec",
-    "read_picture": "codec",
+    "read_picture": "picture_io",
     "load_pretrained": "zoo",
     "save_pretrained": "zoo",
     "list_models": "zoo",
@@ -32,8 +32,9 @@ _MODULES = ("layers", "entropy", "models", "errors", "presets", "zoo", "codec", 
 
 if TYPE_CHECKING:  # what `__getattr__` gives
     from goconv_tf import bitstream, codec, data, entropy, errors, layers, losses, metrics, models, presets, training, zoo  # noqa: F401
-    from goconv_tf.codec import compress, decompress, read_picture  # noqa: F401
+    from goconv_tf.codec import compress, decompress  # noqa: F401
     from goconv_tf.errors import GoConvError  # noqa: F401
+    from goconv_tf.picture_io import read_picture  # noqa: F401
     from goconv_tf.zoo import list_models, load_pretrained, new_model, save_pretrained  # noqa: F401
 
 __all__ = sorted([*_HOME, *_MODULES, "__version__"])

@@ -21,7 +21,7 @@ from apache_beam.io.filesystem import CompressionTypes, FileSystem
 from apache_beam.io.filesystems import FileSystems
 from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions
 
-from goconv_tf import bitstream, codec, commands, evaluation, zoo
+from goconv_tf import bitstream, codec, commands, evaluation, picture_io, zoo
 from goconv_tf.errors import BitstreamError, CheckpointError, GoConvError, UsageError
 
 EXTENSIONS = {"compress": commands.STREAM_EXTENSION, "decompress": commands.PICTURE_EXTENSION, "evaluate": ".json"}
@@ -49,7 +49,7 @@ class Task:
     layers: Optional[int] = None
     entropy_coder: str = "tfc"
     allow_truncated: bool = False
-    max_pixels: int = codec.MAX_PIXELS
+    max_pixels: int = picture_io.MAX_PIXELS
     input_folder: str = ""
 
     @property
@@ -144,7 +144,7 @@ def finished(task, source, target) -> Dict[str, Any]:
         coded = read(source)
         stream = bitstream.unpack(coded, task.max_pixels, task.allow_truncated)
         row = describe(coded, stream if task.allow_truncated else None)
-        if codec.is_decoded(io.BytesIO(data), (row["width"], row["height"])):
+        if picture_io.is_decoded(io.BytesIO(data), (row["width"], row["height"])):
             return row
         raise GoConvError(f"{target} is in the way: it is not what decompress makes of {source}")
     if task.command == "evaluate":
@@ -168,8 +168,8 @@ def make(task, source) -> Tuple[bytes, Dict[str, Any]]:
         stream = bitstream.unpack(data, task.max_pixels, task.allow_truncated)
         info = codec.find_stream_model(stream, task.model)
         picture = codec.decode(zoo.shared(info.path, info.fingerprint), stream, task.layers)
-        return codec.picture_bytes(picture, decoded=True), describe(data, stream if task.allow_truncated else None)
-    picture = codec.read_picture(source, task.max_pixels, io.BytesIO(data))
+        return picture_io.picture_bytes(picture, decoded=True), describe(data, stream if task.allow_truncated else None)
+    picture = picture_io.read_picture(source, task.max_pixels, io.BytesIO(data))
     model = zoo.shared(task.model, task.fingerprint)
     if task.command == "evaluate":
         measures, coded = evaluation.measure_picture(evaluation.ModelSubject(model.info.path, task.entropy_coder), picture, task.point)

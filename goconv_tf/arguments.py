@@ -1,6 +1,6 @@
 """Arguments that several commands take."""
 
-from goconv_tf import bitstream, codec
+from goconv_tf import bitstream, picture_io
 
 
 def positive(text):
@@ -34,8 +34,8 @@ def add_size_limit(parser):
         dest="max_pixels",
         metavar="MAX_MEGAPIXELS",
         type=pixels,
-        default=codec.MAX_PIXELS,
-        help=f"Refuse pictures and files that claim more than this (default: {codec.MAX_PIXELS / 1e6:g}).",
+        default=picture_io.MAX_PIXELS,
+        help=f"Refuse pictures and files that claim more than this (default: {picture_io.MAX_PIXELS / 1e6:g}).",
     )
 
 

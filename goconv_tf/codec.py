@@ -1,132 +1,18 @@
-"""Picture file <-> compressed file: colour modes, padding, rate control."""
+"""Picture <-> compressed file: padding, rate control, which model wrote what."""
 
-import contextlib
-import io
 import math
-import os
-import threading
 from typing import TYPE_CHECKING, Dict, NamedTuple, Optional, Sequence, Tuple
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
-from PIL.PngImagePlugin import PngInfo
 
-from goconv_tf import bitstream, limits, zoo
-from goconv_tf.errors import BitstreamError, CheckpointError, GoConvError, ImageError, ModelMismatchError, RateError, UsageError
+from goconv_tf import bitstream, limits, memory, picture_io, zoo
+from goconv_tf.errors import BitstreamError, CheckpointError, ModelMismatchError, RateError, UsageError
 
 if TYPE_CHECKING:
     from goconv_tf.models import Codec
 
-MAX_PIXELS = 200_000_000
 MAX_CODINGS = 12  # of one picture while looking for a rate
 TOLERANCE = 0.01  # of a target rate
-WHOLE_BYTES = 2**32  # pictures that need more memory than this are coded in tiles
-TILE_BYTES = 3 * 2**29  # of memory that a tile with a cell around it may need
-
-MARK = "goconv_tf"  # in decoded PNG files
-
-_PILLOWS_LIMIT = threading.Lock()
-_PLAIN_MODES = ("RGB", "L", "P", "1", "CMYK", "YCbCr")
-
-
-def _is_deep(image):
-    """Whether an opened picture has more than 8 bits a sample, which Pillow would cut off for RGB."""
-    if getattr(image, "filename", "") and not getattr(image, "fp", None):  # its pixels have been read, and with them what said so
-        with contextlib.suppress(Exception), Image.open(image.filename) as again:
-            if again.format == image.format and _is_deep(again):
-                return True
-    depths = getattr(image, "tag_v2", {}).get(258, (8,))  # TIFF's BitsPerSample
-    arguments = [str(part) for tile in getattr(image, "tile", []) for part in (tile[3] if isinstance(tile[3], tuple) else (tile[3],))]
-    maximum = [int(a) for a in arguments if a.isdigit()] if image.format == "PPM" else []
-    if image.format in ("SGI", "JPEG2000", "AVIF") and getattr(image, "fp", None):  # these say it in the file only
-        image.fp.seek(0)
-        data = image.fp.read()
-        if image.format == "SGI":
-            return data[3] > 1
-        if image.format == "AVIF":  # the third byte of each av1C box has a bit for it
-            return any(len(box) > 2 and box[2] & 0x40 for box in data.split(b"av1C")[1:])
-        start = data.find(b"\xff\x4f\xff\x51")  # of the codestream; 42 bytes on is the depth of each component, less one
-        return start < 0 or any(depth & 0x7F > 7 for depth in data[start + 42 :: 3][: len(image.getbands())])
-    return (
-        max(depths if isinstance(depths, tuple) else (depths,)) > 8
-        or any(";16" in a and a != "BGR;16" for a in arguments)
-        or max(maximum, default=0) > 255
-    )
-
-
-@contextlib.contextmanager
-def pillow_limit(max_pixels):
-    """Our own limit decides, not Pillow's, which is one for all threads: they take turns. (Pillow decodes some files when it opens them.)"""
-    with _PILLOWS_LIMIT:
-        limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, max_pixels
-        try:
-            yield
-        finally:
-            Image.MAX_IMAGE_PIXELS = limit
-
-
-def from_pillow(image, name):
-    """A Pillow image as `read_picture` gives it; ImageError, about `name`, if it has transparency or more than 8 bits a sample."""
-    if image.format == "IPTC":  # would become, when it is loaded, whatever picture lies in it
-        raise ImageError(f"{name}: is a picture within IPTC data, which is not read")
-    bands = (*image.getbands(), *(image.palette.mode if image.mode == "P" and image.palette else ""))
-    if image.mode == "LAB":  # whose second band is called A
-        bands = ()
-    if "A" in bands or "a" in bands or "transparency" in image.info:
-        raise ImageError(f"{name}: has transparency, which is not coded; flatten the picture first")
-    if image.mode not in _PLAIN_MODES or _is_deep(image):
-        raise ImageError(f"{name}: mode {image.mode} with its depth is not supported; convert it to 8 bits a sample, RGB or grey")
-    return np.array(ImageOps.exif_transpose(image).convert("RGB"))
-
-
-def is_decoded(file, size=None) -> bool:
-    """Whether a file is a PNG that decompressing wrote, which may be replaced: the stream gives it again. size: (width, height) that it must have."""
-    with contextlib.suppress(Exception), pillow_limit(None), Image.open(file) as image:
-        return image.format == "PNG" and image.info.get("Software") == MARK and size in (None, image.size)
-    return False
-
-
-def read_picture(path, max_pixels: int = MAX_PIXELS, file=None) -> np.ndarray:
-    """A picture file as uint8 [h, w, 3], turned as its EXIF says; greyscale and palette pictures are converted.
-
-    Args:
-      max_pixels: the most that it may have.
-      file: the opened file, where path is only what messages call it.
-
-    Raises:
-      ImageError: if it cannot be read, has transparency, several pictures or more than 8 bits a sample, or is too large.
-    """
-    try:
-        with pillow_limit(max_pixels):
-            opened = Image.open(path if file is None else file)
-        with opened as image:
-            if image.width * image.height > max_pixels:
-                raise ImageError(f"{path}: {image.width} x {image.height} pixels; the limit is {max_pixels} (see --max_megapixels)")
-            if getattr(image, "is_animated", False) and image.format != "MPO":  # what cameras add to a JPEG may be left
-                raise ImageError(f"{path}: has {image.n_frames} pictures; save the one that is meant by itself")
-            return from_pillow(image, path)
-    except ImageError:
-        raise
-    except FileNotFoundError:
-        raise ImageError(f"{path}: no such file") from None
-    except UnidentifiedImageError:
-        raise ImageError(f"{path}: cannot be read as a picture (in no format that Pillow knows)") from None
-    except MemoryError:
-        raise ImageError(f"{path}: not enough memory") from None
-    except Image.DecompressionBombError:  # from twice the limit on
-        raise ImageError(f"{path}: the limit is {max_pixels} pixels, which it exceeds (see --max_megapixels)") from None
-    except Exception as error:  # Pillow raises almost anything on damaged files
-        raise ImageError(f"{path}: cannot be read as a picture ({error})") from error
-
-
-def picture_bytes(picture, picture_format="PNG", decoded=False, **options) -> bytes:
-    """uint8 [h, w, 3] as a file of one of Pillow's formats; decoded: PNG with the mark that `is_decoded` looks for."""
-    if picture_format == "PNG" and decoded:
-        options["pnginfo"] = PngInfo()
-        options["pnginfo"].add_text("Software", MARK)
-    buffer = io.BytesIO()
-    Image.fromarray(picture).save(buffer, picture_format, **options)
-    return buffer.getvalue()
 
 
 class Compressed(NamedTuple):
@@ -159,72 +45,6 @@ def pad(picture, alignment):
     """Extends uint8 [h, w, 3] downwards and to the right, by its last row and column, to multiples of alignment."""
     height, width = picture.shape[:2]
     return np.pad(picture, [(0, _padded(height, alignment) - height), (0, _padded(width, alignment) - width), (0, 0)], mode="edge")
-
-
-def available_memory() -> float:
-    """Bytes of memory that are free for use, by the machine and by this process' control groups; infinite where the system does not say."""
-    available = _number_after("/proc/meminfo", "MemAvailable:") * 1024
-    try:
-        with open("/proc/self/cgroup", encoding="utf-8") as f:
-            groups = [line.rstrip("\n").split(":", 2) for line in f]
-    except (OSError, ValueError):
-        return available
-    for _, controllers, path in groups:
-        if controllers == "":
-            root, limit, used, inactive = "/sys/fs/cgroup", "memory.max", "memory.current", "inactive_file"
-        elif "memory" in controllers.split(","):
-            root, limit, used, inactive = "/sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"
-        else:
-            continue
-        # Limits of all groups above count; a container sees its own as the root, under whatever path.
-        parts = [part for part in path.split("/") if part]
-        for count in range(len(parts) + 1):
-            folder = os.path.join(root, *parts[:count])
-            most, now, cached = (_number_after(os.path.join(folder, name), key) for name, key in ((limit, ""), (used, ""), ("memory.stat", inactive)))
-            if max(most, now) < math.inf:
-                available = min(available, max(most - now + (cached if cached < math.inf else 0), 0.0))
-    return available
-
-
-def _number_after(path, key) -> float:
-    """The number in a file's line that begins with key; infinite where there is none."""
-    try:
-        with open(path, encoding="ascii") as f:
-            return next(float(line[len(key) :].split()[0]) for line in f if line.startswith(key))
-    except (OSError, StopIteration, ValueError, IndexError):
-        return math.inf
-
-
-def choose_tile(model, size, tile=None, exact=True):
-    """Cells a side of the tiles (see `goconv_tf.models.tiles`) for a picture of this padded size, (height, width); None: whole.
-
-    tile: pixels a side, 0 for whole pictures, None to choose.
-
-    Raises:
-      UsageError: if the model cannot be tiled so.
-      GoConvError: where the picture would exhaust the memory, rather than the machine.
-    """
-    from goconv_tf.models.tiles import CELL
-
-    if tile and (tile < 0 or tile % CELL):
-        raise UsageError(f"the side of a tile must be a multiple of {CELL} pixels, not {tile}")
-    possible = model.can_tile and exact
-    if tile and not possible:
-        raise UsageError(f"{model.config.model} cannot be coded in tiles" + ("" if exact else " with --noexact"))
-    pixels, available = size[0] * size[1], available_memory()
-    whole = pixels * model.bytes_per_pixel
-    if tile is None and possible and whole > min(WHOLE_BYTES, available):
-        tile = max(int(math.sqrt(TILE_BYTES / model.bytes_per_pixel) / CELL) - 2, 1) * CELL
-    needed = whole if not tile else min((tile + 2 * CELL) ** 2, pixels) * model.bytes_per_pixel + pixels * model.bytes_per_tiled_pixel
-    if needed > available:
-        raise GoConvError(f"{size[1]} x {size[0]} pixels need about {needed / 2**30:.1f} GiB of memory; {available / 2**30:.1f} GiB are available")
-    return tile // CELL if tile else None
-
-
-def check_picture(picture):
-    """ImageError unless it is uint8 [h, w, 3]."""
-    if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3 or not picture.size:
-        raise ImageError(f"a picture is uint8 [h, w, 3], not {picture.dtype} {list(picture.shape)}")
 
 
 def check_operating_point(config, lmbda=None, target_bpp=None, layers=None):
@@ -279,12 +99,12 @@ def compress(
 
     if entropy_coder not in bitstream.CODER_NAMES:
         raise UsageError(f"entropy_coder must be {' or '.join(bitstream.CODER_NAMES)}, not {entropy_coder}")
-    check_picture(picture)
+    picture_io.check_picture(picture)
     check_operating_point(model.config, lmbda, target_bpp, layers)
     check_exact(model, exact)
     height, width = picture.shape[:2]
     padded_size = [_padded(n, model.alignment) for n in (height, width)]
-    cells = choose_tile(model, padded_size, tile, exact)
+    cells = memory.choose_tile(model, padded_size, tile, exact)
     padded = pad(picture, model.alignment)
     info = model.info
     codings = 0
@@ -334,13 +154,13 @@ def estimate(model: "Codec", picture: np.ndarray, lmbda: Optional[float] = None,
 
     from goconv_tf.models import tiles
 
-    check_picture(picture)
+    picture_io.check_picture(picture)
     check_operating_point(model.config, lmbda, None, layers)
     value = 0.0
     if model.has_lambda:
         value = bitstream.dequantize_lmbda(bitstream.quantize_lmbda(model.config.lmbda_middle if lmbda is None else lmbda))
     padded = pad(picture, model.alignment)
-    with tiles.tiled(choose_tile(model, padded.shape[:2], exact=model.has_exact)):
+    with tiles.tiled(memory.choose_tile(model, padded.shape[:2], exact=model.has_exact)):
         rates = model.bits(padded[None], tf.constant([value]))
     return {name: float(rates[name][0]) for names in model.config.layers[:layers] for name in names}
 
@@ -433,7 +253,7 @@ def find_stream_model(stream, name=None) -> "zoo.ModelInfo":
 def decompress(
     model: "Codec",
     data: bytes,
-    max_pixels: int = MAX_PIXELS,
+    max_pixels: int = picture_io.MAX_PIXELS,
     layers: Optional[int] = None,
     allow_truncated: bool = False,
     tile: Optional[int] = None,
@@ -477,7 +297,7 @@ def decode(model, stream, layers=None, problems=None, tile=None, region=None):
     if not (0 <= x < x + width <= stream.width and 0 <= y < y + height <= stream.height):
         raise UsageError(f"the region {width} x {height} at {x}, {y} is not within the picture's {stream.width} x {stream.height} pixels")
     check_exact(model, stream.exact)
-    cells = choose_tile(model, padded_size, tile, stream.exact)
+    cells = memory.choose_tile(model, padded_size, tile, stream.exact)
     window = None
     if region and model.can_tile:
         from goconv_tf.models.tiles import CELL

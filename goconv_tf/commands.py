@@ -6,7 +6,7 @@ import sys
 import time
 import warnings
 
-from goconv_tf import bitstream, codec, evaluation, limits, metrics, plots, zoo
+from goconv_tf import bitstream, codec, evaluation, limits, memory, metrics, picture_io, plots, zoo
 from goconv_tf.errors import BitstreamError, GoConvError, UsageError, printable
 from goconv_tf.files import PICTURE_EXTENSION, PICTURE_EXTENSIONS, STREAM_EXTENSION, atomic_write, check_new_folder, check_parent, plan
 
@@ -85,7 +85,7 @@ def write_picture(path, picture):
     """Writes uint8 [h, w, 3] in the format of the name's extension, whole or not at all."""
     kind = picture_format(path)
     try:
-        data = codec.picture_bytes(picture, kind, decoded=True)
+        data = picture_io.picture_bytes(picture, kind, decoded=True)
     except MemoryError:
         raise
     except Exception as error:  # Pillow raises almost anything for sizes that a format does not have
@@ -130,7 +130,7 @@ def compress(
     target_bpp=None,
     entropy_coder="tfc",
     verify=False,
-    max_pixels=codec.MAX_PIXELS,
+    max_pixels=picture_io.MAX_PIXELS,
     layers=None,
     exact=True,
     tile=None,
@@ -143,7 +143,7 @@ def compress(
 
     def action(source, target):
         check_replaceable(target)
-        picture = codec.read_picture(source, max_pixels)
+        picture = picture_io.read_picture(source, max_pixels)
         result = codec.compress(loaded, picture, lmbda, target_bpp, entropy_coder, verify, layers, exact, tile)
         line = f"{len(result.data)} bytes, {result.bpp:.4f} bpp"
         line += f", lambda {result.lmbda:.6g}" if loaded.has_lambda else ""
@@ -153,7 +153,7 @@ def compress(
             if (decoded != result.reconstruction).any():
                 raise GoConvError("verification failed: the decoded picture is not the encoder's; nothing was written")
             line += f", verified, PSNR {metrics.psnr(picture, decoded):.3f} dB"
-            if metrics.MS_SSIM_BYTES * picture.shape[0] * picture.shape[1] < codec.available_memory():
+            if metrics.MS_SSIM_BYTES * picture.shape[0] * picture.shape[1] < memory.available_memory():
                 line += f", MS-SSIM {metrics.ms_ssim(picture, decoded):.5f}"
             line += f", pixels {picture_hash(decoded)}"
         atomic_write(target, result.data)
@@ -173,7 +173,7 @@ def decompress(
     inputs,
     model=None,
     output_dir=None,
-    max_pixels=codec.MAX_PIXELS,
+    max_pixels=picture_io.MAX_PIXELS,
     layers=None,
     allow_truncated=False,
     force=False,
@@ -186,7 +186,7 @@ def decompress(
     named = not output_dir and len(inputs) == 2
 
     def action(source, target):
-        if not named and os.path.exists(target) and not codec.is_decoded(target):
+        if not named and os.path.exists(target) and not picture_io.is_decoded(target):
             raise UsageError(f"{target}: is there already, and not marked as decompress marks what it writes; remove it, or name another output")
         # Everything that can be wrong without the network is found before it is loaded.
         picture_format(target)
@@ -206,7 +206,7 @@ def decompress(
     return 1 if for_each(pairs, action, output_dir) else 0
 
 
-def truncate(source, target, layers=None, target_bpp=None, max_pixels=codec.MAX_PIXELS):
+def truncate(source, target, layers=None, target_bpp=None, max_pixels=picture_io.MAX_PIXELS):
     """The truncate command: cuts a scalable stream to its first layers, without decoding or TensorFlow; returns the exit status."""
 
     def action(source, target):
@@ -222,7 +222,7 @@ def truncate(source, target, layers=None, target_bpp=None, max_pixels=codec.MAX_
     return 1 if for_each([(source, target)], action) else 0
 
 
-def info(path, max_pixels=codec.MAX_PIXELS, allow_truncated=False):
+def info(path, max_pixels=picture_io.MAX_PIXELS, allow_truncated=False):
     """The info command: prints JSON; does not import TensorFlow."""
     data = read_stream_file(path)
     try:
@@ -324,7 +324,7 @@ def import_tf1(checkpoint, model, output, name=None):
     return 0
 
 
-def export(model, output, max_pixels=codec.MAX_PIXELS):
+def export(model, output, max_pixels=picture_io.MAX_PIXELS):
     """The export command: a model to a SavedModel; returns the exit status."""
     from goconv_tf import export as saved_model
 

@@ -12,7 +12,7 @@ import threading
 import numpy as np
 from PIL import Image
 
-from goconv_tf import codec
+from goconv_tf import picture_io
 from goconv_tf.errors import DataError, ImageError, printable
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp")
@@ -31,9 +31,9 @@ def find_pictures(patterns):
 
 
 def read_rgb(path):
-    """A picture as `codec.read_picture` gives it; DataError if that refuses it."""
+    """A picture as `picture_io.read_picture` gives it; DataError if that refuses it."""
     try:
-        return codec.read_picture(path)
+        return picture_io.read_picture(path)
     except ImageError as error:
         raise DataError(str(error)) from error
 
@@ -78,9 +78,9 @@ class PatchSource:
         self.paths, self.too_small, self.unreadable, self.damaged = [], 0, 0, set()
         for path in paths:
             try:
-                with codec.pillow_limit(codec.MAX_PIXELS), Image.open(path) as image:
+                with picture_io.pillow_limit(picture_io.MAX_PIXELS), Image.open(path) as image:
                     size = image.size
-                if size[0] * size[1] > codec.MAX_PIXELS:  # Pillow warns up to twice the limit
+                if size[0] * size[1] > picture_io.MAX_PIXELS:  # Pillow warns up to twice the limit
                     raise ImageError(f"{path}: too large")
             except Exception:  # Pillow raises almost anything on damaged files
                 self.unreadable += 1

@@ -21,7 +21,7 @@ from typing import Any, Dict, List, NamedTuple, Optional, Tuple
 
 import numpy as np
 
-from goconv_tf import bitstream, codec, metrics, published, zoo
+from goconv_tf import bitstream, codec, metrics, picture_io, published, zoo
 from goconv_tf.errors import GoConvError, ImageError, UsageError
 from goconv_tf.files import PICTURE_EXTENSIONS, atomic_write, plan
 
@@ -85,7 +85,7 @@ class ModelSubject:
         begin = time.time()
         data = codec.compress(model, picture, entropy_coder=self.entropy_coder, **point).data
         middle = time.time()
-        stream = bitstream.unpack(data, codec.MAX_PIXELS)
+        stream = bitstream.unpack(data, picture_io.MAX_PIXELS)
         decoded = codec.decode(model, stream)
         end = time.time()
         estimated = codec.estimate(model, picture, stream.lmbda, len(stream.layers))
@@ -138,7 +138,7 @@ class PillowSubject:
         except (OSError, ValueError) as error:
             raise ImageError(f"{self.name} cannot code {image.width} x {image.height} pixels: {error}") from error
         middle = time.time()
-        with codec.pillow_limit(codec.MAX_PIXELS):
+        with picture_io.pillow_limit(picture_io.MAX_PIXELS):
             coded = Image.open(buffer)
         decoded = np.asarray(coded.convert("RGB"))
         return Coding(buffer.getvalue(), decoded, middle - begin, time.time() - middle, {})
@@ -151,7 +151,7 @@ def make_subject(kind, *args):
 
 def measure(subject, path, point) -> Dict[str, Optional[float]]:
     """All measures of one picture file at one of the subject's `points`; those that are not defined are None."""
-    return measure_picture(subject, codec.read_picture(path), point)[0]
+    return measure_picture(subject, picture_io.read_picture(path), point)[0]
 
 
 def measure_picture(subject, picture, point) -> Tuple[Dict[str, Optional[float]], bytes]:
@@ -226,7 +226,7 @@ def evaluate(specs, images, output, jobs=1, per_image=False, as_csv=False) -> Li
     if len({subject.name for subject in subjects}) < len(subjects):
         raise UsageError("two of the models have the same name")
     # All that cannot be used are found before hours of work.
-    each = sorted(hashlib.sha256(codec.read_picture(path).tobytes()).hexdigest() for path in paths)
+    each = sorted(hashlib.sha256(picture_io.read_picture(path).tobytes()).hexdigest() for path in paths)
     pixels = hashlib.sha256("".join(each).encode()).hexdigest()[:16]
     hashes = {path: _file_hash(path) for path in paths}
     os.makedirs(output, exist_ok=True)

@@ -12,7 +12,7 @@ import tempfile
 import tensorflow as tf
 from absl import logging
 
-from goconv_tf import bitstream, codec
+from goconv_tf import bitstream, codec, picture_io
 from goconv_tf.crc import crc16
 from goconv_tf.entropy.graph import GraphDecoder, GraphEncoder, require
 from goconv_tf.errors import UsageError
@@ -24,7 +24,7 @@ _VARINT_BYTES = 5
 _DAMAGED = "the file is damaged: "
 
 
-def make_signatures(model, max_pixels: int = codec.MAX_PIXELS):
+def make_signatures(model, max_pixels: int = picture_io.MAX_PIXELS):
     """{name: tf.function} of a model from `zoo.load_pretrained`, each giving {name: tensor}.
 
     compress(image uint8 [h, w, 3], lmbda float32 []) -> data string []: a file's bytes. Of models without a lambda to choose
@@ -70,7 +70,7 @@ def make_signatures(model, max_pixels: int = codec.MAX_PIXELS):
     }
 
 
-def save(model, path: str, max_pixels: int = codec.MAX_PIXELS) -> None:
+def save(model, path: str, max_pixels: int = picture_io.MAX_PIXELS) -> None:
     """Writes a SavedModel with the signatures of `make_signatures` as a new folder, whole or not at all.
 
     Raises:

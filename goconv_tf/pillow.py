@@ -28,7 +28,7 @@ import math
 
 from PIL import Image, ImageFile
 
-from goconv_tf import bitstream, codec, zoo
+from goconv_tf import bitstream, codec, picture_io, zoo
 from goconv_tf.errors import BitstreamError, GoConvError, ModelMismatchError, RateError
 
 FORMAT = "GCV"
@@ -97,7 +97,7 @@ def _save(image, fp, filename):
     rates = {name: options.get(name) for name in ("lmbda", "target_bpp", "layers")}
     settings = {name: options[name] for name in ("entropy_coder", "exact") if name in options}
     with _pillow_errors():
-        picture = codec.from_pillow(image, filename or "the picture")
+        picture = picture_io.from_pillow(image, filename or "the picture")
         model = zoo.shared(options.get("model") or DEFAULT_MODEL)
         fp.write(codec.compress(model, picture, **rates, **settings).data)
 

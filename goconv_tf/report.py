@@ -7,7 +7,7 @@ import json
 import os
 import re
 
-from goconv_tf import bitstream, codec, evaluation, metrics, plots, zoo
+from goconv_tf import bitstream, codec, evaluation, metrics, picture_io, plots, zoo
 from goconv_tf.errors import GoConvError, RateError, UsageError
 from goconv_tf.files import atomic_write
 
@@ -53,7 +53,7 @@ def code_at(subject, picture, target):
         else:
             code(target_bpp=target)
     data = _nearest(codings or [code(**subject.points[0])], picture, target).data
-    return data, codec.decode(model, bitstream.unpack(data, codec.MAX_PIXELS))
+    return data, codec.decode(model, bitstream.unpack(data, picture_io.MAX_PIXELS))
 
 
 def _nearest(codings, picture, target):
@@ -64,12 +64,12 @@ def _nearest(codings, picture, target):
 
 def _source(picture):
     kind, options = ("png", {}) if max(picture.shape) > WEBP_SIDE else ("webp", {"lossless": True, "quality": 50, "method": 3})
-    return f"data:image/{kind};base64," + base64.b64encode(codec.picture_bytes(picture, kind.upper(), **options)).decode()
+    return f"data:image/{kind};base64," + base64.b64encode(picture_io.picture_bytes(picture, kind.upper(), **options)).decode()
 
 
 def versions_of(path, subjects, target):
     """The page's entry for one picture: the original, then what each subject makes of it."""
-    picture = codec.read_picture(path)
+    picture = picture_io.read_picture(path)
     versions = [{"text": "original", "source": _source(picture)}]
     for subject in subjects:
         data, decoded = code_at(subject, picture, target)

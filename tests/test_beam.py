@@ -22,7 +22,7 @@ pytest.importorskip("apache_beam")
 from apache_beam.io.filesystem import BeamIOError, FileMetadata, FileSystem
 
 import goconv_tf
-from goconv_tf import archive, beam, codec, commands, evaluation, zoo
+from goconv_tf import archive, beam, codec, commands, evaluation, picture_io, zoo
 from goconv_tf.errors import CheckpointError, GoConvError, RateError, UsageError
 
 REPORTS = {archive.SETTINGS, archive.METRICS, archive.DEAD_LETTERS, archive.SUMMARY}
@@ -95,7 +95,7 @@ def test_killed_and_run_again(model, model_dir, tmp_path):
     assert files_under(output) == expected | REPORTS  # no temporary file either
     assert {name: os.stat(output / name).st_mtime_ns for name in made} == times
     for name in sorted(expected)[::40]:
-        picture = codec.read_picture(str(source / (name[:-4] + ".png")))
+        picture = picture_io.read_picture(str(source / (name[:-4] + ".png")))
         assert (output / name).read_bytes() == codec.compress(model, picture, lmbda=0.02).data
 
     rows, dead = lines(output / archive.METRICS), lines(output / archive.DEAD_LETTERS)
@@ -215,7 +215,7 @@ def test_there_and_back_on_another_filesystem(model, rnn, memory):
         reasons = {row["path"]: row["reason"] for row in map(json.loads, memory["mem://decoded/_dead_letters.jsonl"].splitlines())}
         assert "cut short" in reasons["mem://coded/2/cut.gcv"] and "not a goconv_tf file" in reasons["mem://coded/2/odd.gcv"]
     for k in range(3):
-        picture = codec.read_picture("", file=io.BytesIO(memory[f"mem://decoded/{k}/a.png"]))
+        picture = picture_io.read_picture("", file=io.BytesIO(memory[f"mem://decoded/{k}/a.png"]))
         np.testing.assert_array_equal(picture, codec.decompress(model, streams[f"mem://coded/{k}/a.gcv"]))
     assert run("decompress", "mem://coded/**.gcv", "mem://decoded", "--allow_truncated") == 3
     summary = json.loads(memory["mem://decoded/_summary.json"])

@@ -18,7 +18,7 @@ import tensorflow as tf
 from conftest import draw
 from PIL import Image
 
-from goconv_tf import bitstream, codec, commands, evaluation, limits, zoo
+from goconv_tf import bitstream, codec, commands, evaluation, limits, memory, picture_io, zoo
 from goconv_tf.errors import CheckpointError, GoConvError, ImageError, ModelMismatchError, RateError, UsageError
 
 
@@ -38,7 +38,7 @@ def test_modes_that_are_converted(tmp_path, mode):
     path = tmp_path / "picture.tif"
     image = Image.fromarray(draw(20, 30)).convert(mode)
     image.save(path)
-    np.testing.assert_array_equal(codec.read_picture(str(path)), np.asarray(Image.open(path).convert("RGB")))
+    np.testing.assert_array_equal(picture_io.read_picture(str(path)), np.asarray(Image.open(path).convert("RGB")))
 
 
 def deep_rgb_png(path):
@@ -95,7 +95,7 @@ def test_turned_as_the_camera_says(tmp_path):
     exif = image.getexif()
     exif[0x0112] = 6  # a quarter turn
     image.save(tmp_path / "turned.png", exif=exif)
-    np.testing.assert_array_equal(codec.read_picture(str(tmp_path / "turned.png")), np.rot90(draw(20, 30), -1))
+    np.testing.assert_array_equal(picture_io.read_picture(str(tmp_path / "turned.png")), np.rot90(draw(20, 30), -1))
 
 
 def test_pictures_that_are_refused(tmp_path):
@@ -129,20 +129,20 @@ def test_pictures_that_are_refused(tmp_path):
         (str(tmp_path), "cannot be read"),
     ):
         with pytest.raises(ImageError, match=message) as error:
-            codec.read_picture(path)
+            picture_io.read_picture(path)
         assert "\n" not in str(error.value)
     with pytest.raises(ImageError, match="limit"):
-        codec.read_picture(str(tmp_path / "whole.png"), max_pixels=599)
+        picture_io.read_picture(str(tmp_path / "whole.png"), max_pixels=599)
     with pytest.raises(ImageError, match="limit is 1000 pixels"):  # Pillow decodes what is in an icon when it opens it
-        codec.read_picture(icon(tmp_path / "bomb.png", Image.new("1", (3000, 3000))), max_pixels=1000)
+        picture_io.read_picture(icon(tmp_path / "bomb.png", Image.new("1", (3000, 3000))), max_pixels=1000)
     with pytest.raises(ImageError, match="transparency"):
-        codec.from_pillow(rgb.convert("RGBA").quantize(8), "palette")
+        picture_io.from_pillow(rgb.convert("RGBA").quantize(8), "palette")
     # 5, 6 and 5 bits a sample are not more than 8.
     header = struct.pack("<2sIII", b"BM", 66 + 8, 0, 66) + struct.pack("<IiiHHIIiiII", 40, 2, 2, 1, 16, 3, 8, 0, 0, 0, 0)
     (tmp_path / "565.bmp").write_bytes(header + struct.pack("<III", 0xF800, 0x07E0, 0x001F) + struct.pack("<4H", 0xF800, 0x07E0, 0x001F, 0xFFFF))
-    np.testing.assert_array_equal(codec.read_picture(str(tmp_path / "565.bmp"))[1], [[255, 0, 0], [0, 255, 0]])
+    np.testing.assert_array_equal(picture_io.read_picture(str(tmp_path / "565.bmp"))[1], [[255, 0, 0], [0, 255, 0]])
     for name in ("shallow.jp2", "shallow.sgi", "shallow.avif"):
-        assert np.abs(codec.read_picture(save(rgb, name)).astype(int) - draw(20, 30)).mean() < 10
+        assert np.abs(picture_io.read_picture(save(rgb, name)).astype(int) - draw(20, 30)).mean() < 10
 
 
 def test_lambda_is_carried_exactly(model):
@@ -307,12 +307,12 @@ def test_force_writes_a_damaged_picture_and_names_the_damage(model, model_dir, t
 
 def test_a_lack_of_memory_is_said_beforehand(model, monkeypatch):
     data = codec.compress(model, draw(40, 40), lmbda=0.02).data
-    monkeypatch.setattr(codec, "available_memory", lambda: 1e4)
+    monkeypatch.setattr(memory, "available_memory", lambda: 1e4)
     for action in (lambda: codec.compress(model, draw(40, 40), lmbda=0.02), lambda: codec.decompress(model, data)):
         with pytest.raises(GoConvError, match="48 x 48 pixels need about"):
             action()
     monkeypatch.undo()
-    assert codec.available_memory() > 1e6
+    assert memory.available_memory() > 1e6
 
 
 @pytest.mark.parametrize(
@@ -342,14 +342,14 @@ def test_limits_of_containers_count(files, expected, monkeypatch):
             raise FileNotFoundError(path)
         return io.StringIO(files[path])
 
-    monkeypatch.setattr(codec, "open", fake, raising=False)
-    assert codec.available_memory() == expected
+    monkeypatch.setattr(memory, "open", fake, raising=False)
+    assert memory.available_memory() == expected
 
 
 def test_pillows_own_limit_comes_back_after_threads_that_overlap(photo):
     before = Image.MAX_IMAGE_PIXELS
     with concurrent.futures.ThreadPoolExecutor(8) as threads:
-        list(threads.map(lambda _: codec.read_picture(photo), range(64)))
+        list(threads.map(lambda _: picture_io.read_picture(photo), range(64)))
     assert before == Image.MAX_IMAGE_PIXELS
 
 
@@ -368,8 +368,8 @@ def test_estimates_are_those_of_files_also_in_tiles(kind, request, monkeypatch):
             codec.estimate(model, draw(32, 32), bitstream.dequantize_lmbda(bitstream.quantize_lmbda(end)))
     with pytest.raises(RateError):
         codec.estimate(model, picture, 0.9)
-    monkeypatch.setattr(codec, "WHOLE_BYTES", 0)
-    monkeypatch.setattr(codec, "TILE_BYTES", 0)
+    monkeypatch.setattr(memory, "WHOLE_BYTES", 0)
+    monkeypatch.setattr(memory, "TILE_BYTES", 0)
     tiled = codec.estimate(model, picture, lmbda)
     for name, bits in whole.items():
         assert tiled[name] == pytest.approx(bits, rel=0.01, abs=4), name
@@ -494,7 +494,7 @@ def test_a_picture_within_iptc_data_is_not_read(tmp_path):
     with Image.open(tmp_path / "a.jpg") as image:
         assert image.format == "IPTC" and image.size == (1, 1)
     with pytest.raises(ImageError, match="IPTC"):
-        codec.read_picture(str(tmp_path / "a.jpg"), max_pixels=100)
+        picture_io.read_picture(str(tmp_path / "a.jpg"), max_pixels=100)
 
 
 def test_an_original_beside_its_stream_stays(model, model_dir, tmp_path, capsys, monkeypatch):
@@ -587,20 +587,20 @@ def test_damaged_model_folders(model_dir, tmp_path):
 def test_tiles_where_memory_is_short(model, monkeypatch):
     size = (11904, 11904)
     whole = size[0] * size[1] * model.bytes_per_pixel
-    assert codec.TILE_BYTES < 0.6 * whole < whole < codec.WHOLE_BYTES
+    assert memory.TILE_BYTES < 0.6 * whole < whole < memory.WHOLE_BYTES
     for share, tiled in ((1.01, False), (0.9, True)):
-        monkeypatch.setattr(codec, "available_memory", lambda share=share: share * whole)
-        assert bool(codec.choose_tile(model, size)) == tiled
-    monkeypatch.setattr(codec, "available_memory", lambda: 0.5 * whole)
+        monkeypatch.setattr(memory, "available_memory", lambda share=share: share * whole)
+        assert bool(memory.choose_tile(model, size)) == tiled
+    monkeypatch.setattr(memory, "available_memory", lambda: 0.5 * whole)
     with pytest.raises(GoConvError, match=r"need about 2\.7 GiB of memory"):
-        codec.choose_tile(model, size)
+        memory.choose_tile(model, size)
 
 
 def test_limits_and_marks_of_picture_files(tmp_path):
     path = tmp_path / "a.png"
-    path.write_bytes(codec.picture_bytes(draw(20, 30), decoded=True))
-    assert codec.read_picture(str(path), max_pixels=600).shape == (20, 30, 3)
-    assert [codec.is_decoded(str(path), size) for size in (None, (30, 20), (20, 30))] == [True, True, False]
+    path.write_bytes(picture_io.picture_bytes(draw(20, 30), decoded=True))
+    assert picture_io.read_picture(str(path), max_pixels=600).shape == (20, 30, 3)
+    assert [picture_io.is_decoded(str(path), size) for size in (None, (30, 20), (20, 30))] == [True, True, False]
 
 
 def test_the_clock_is_looked_at_before_the_synthesis(model, monkeypatch):

@@ -5,7 +5,7 @@ import pytest
 import tensorflow as tf
 from conftest import draw
 
-from goconv_tf import codec
+from goconv_tf import codec, memory
 from goconv_tf.errors import UsageError
 from goconv_tf.layers import OctaveTensor, exact
 from goconv_tf.models import tiles
@@ -90,8 +90,8 @@ def test_large_pictures_are_tiled_without_asking(model, monkeypatch):
     monkeypatch.setattr(tiles, "tiled", lambda cells, window=None: asked.append(cells) or original(cells, window))
     data = codec.compress(model, picture).data
     assert set(asked) == {None}
-    monkeypatch.setattr(codec, "WHOLE_BYTES", 100_000)
-    monkeypatch.setattr(codec, "TILE_BYTES", 10 * 128 * 128 * model.bytes_per_pixel)
+    monkeypatch.setattr(memory, "WHOLE_BYTES", 100_000)
+    monkeypatch.setattr(memory, "TILE_BYTES", 10 * 128 * 128 * model.bytes_per_pixel)
     asked.clear()
     assert codec.compress(model, picture).data == data
     assert set(asked) == {1}  # 3 x 3 cells with those around it

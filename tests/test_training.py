@@ -17,7 +17,7 @@ from conftest import ROOT, draw
 from PIL import Image, PngImagePlugin
 from test_commands import one_line
 
-from goconv_tf import codec, data, files, metrics, presets, training, zoo
+from goconv_tf import data, files, metrics, picture_io, presets, training, zoo
 from goconv_tf.errors import CheckpointError, DataError, GoConvError, UsageError
 from goconv_tf.models import widen
 
@@ -133,7 +133,7 @@ def test_our_limit_of_pixels_counts_for_training_pictures(tmp_path, monkeypatch)
     Image.fromarray(draw(70, 70)).save(tmp_path / "large.png")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)  # Pillow's own: it refuses twice as many
     assert len(data.PatchSource([str(tmp_path / "large.png")], 64, 4, [0.01]).paths) == 1
-    monkeypatch.setattr(codec, "MAX_PIXELS", 4899)
+    monkeypatch.setattr(picture_io, "MAX_PIXELS", 4899)
     with pytest.raises(DataError, match="none of 1 pictures"):
         data.PatchSource([str(tmp_path / "large.png")], 64, 4, [0.01])
 

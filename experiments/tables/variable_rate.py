@@ -16,7 +16,7 @@ import time
 
 from common import cell, markdown, measure, provenance, run, write_json
 
-from goconv_tf import codec, evaluation, metrics, plots, published, zoo
+from goconv_tf import codec, evaluation, metrics, picture_io, plots, published, zoo
 from goconv_tf.errors import RateError, UsageError
 from goconv_tf.files import PICTURE_EXTENSIONS, atomic_write, plan
 
@@ -117,7 +117,7 @@ def main():
         rows, sizes = every.setdefault(system, {}), {}
         text.append(f"## {system}\n")
         for path in paths:
-            name, picture = os.path.splitext(os.path.basename(path))[0], codec.read_picture(path)
+            name, picture = os.path.splitext(os.path.basename(path))[0], picture_io.read_picture(path)
             sizes[name] = picture.shape[1::-1]
             rows[name] = []
             for target in args.targets:

@@ -1,0 +1,123 @@
+"""Picture files: what is read, as what, and how pictures are written."""
+
+import contextlib
+import io
+import threading
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL.PngImagePlugin import PngInfo
+
+from goconv_tf.errors import ImageError
+
+MAX_PIXELS = 200_000_000
+MARK = "goconv_tf"  # in decoded PNG files
+
+_PILLOWS_LIMIT = threading.Lock()
+_PLAIN_MODES = ("RGB", "L", "P", "1", "CMYK", "YCbCr")
+
+
+def _is_deep(image):
+    """Whether an opened picture has more than 8 bits a sample, which Pillow would cut off for RGB."""
+    if getattr(image, "filename", "") and not getattr(image, "fp", None):  # its pixels have been read, and with them what said so
+        with contextlib.suppress(Exception), Image.open(image.filename) as again:
+            if again.format == image.format and _is_deep(again):
+                return True
+    depths = getattr(image, "tag_v2", {}).get(258, (8,))  # TIFF's BitsPerSample
+    arguments = [str(part) for tile in getattr(image, "tile", []) for part in (tile[3] if isinstance(tile[3], tuple) else (tile[3],))]
+    maximum = [int(a) for a in arguments if a.isdigit()] if image.format == "PPM" else []
+    if image.format in ("SGI", "JPEG2000", "AVIF") and getattr(image, "fp", None):  # these say it in the file only
+        image.fp.seek(0)
+        data = image.fp.read()
+        if image.format == "SGI":
+            return data[3] > 1
+        if image.format == "AVIF":  # the third byte of each av1C box has a bit for it
+            return any(len(box) > 2 and box[2] & 0x40 for box in data.split(b"av1C")[1:])
+        start = data.find(b"\xff\x4f\xff\x51")  # of the codestream; 42 bytes on is the depth of each component, less one
+        return start < 0 or any(depth & 0x7F > 7 for depth in data[start + 42 :: 3][: len(image.getbands())])
+    return (
+        max(depths if isinstance(depths, tuple) else (depths,)) > 8
+        or any(";16" in a and a != "BGR;16" for a in arguments)
+        or max(maximum, default=0) > 255
+    )
+
+
+@contextlib.contextmanager
+def pillow_limit(max_pixels):
+    """Our own limit decides, not Pillow's, which is one for all threads: they take turns. (Pillow decodes some files when it opens them.)"""
+    with _PILLOWS_LIMIT:
+        limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, max_pixels
+        try:
+            yield
+        finally:
+            Image.MAX_IMAGE_PIXELS = limit
+
+
+def from_pillow(image, name):
+    """A Pillow image as `read_picture` gives it; ImageError, about `name`, if it has transparency or more than 8 bits a sample."""
+    if image.format == "IPTC":  # would become, when it is loaded, whatever picture lies in it
+        raise ImageError(f"{name}: is a picture within IPTC data, which is not read")
+    bands = (*image.getbands(), *(image.palette.mode if image.mode == "P" and image.palette else ""))
+    if image.mode == "LAB":  # whose second band is called A
+        bands = ()
+    if "A" in bands or "a" in bands or "transparency" in image.info:
+        raise ImageError(f"{name}: has transparency, which is not coded; flatten the picture first")
+    if image.mode not in _PLAIN_MODES or _is_deep(image):
+        raise ImageError(f"{name}: mode {image.mode} with its depth is not supported; convert it to 8 bits a sample, RGB or grey")
+    return np.array(ImageOps.exif_transpose(image).convert("RGB"))
+
+
+def is_decoded(file, size=None) -> bool:
+    """Whether a file is a PNG that decompressing wrote, which may be replaced: the stream gives it again. size: (width, height) that it must have."""
+    with contextlib.suppress(Exception), pillow_limit(None), Image.open(file) as image:
+        return image.format == "PNG" and image.info.get("Software") == MARK and size in (None, image.size)
+    return False
+
+
+def read_picture(path, max_pixels: int = MAX_PIXELS, file=None) -> np.ndarray:
+    """A picture file as uint8 [h, w, 3], turned as its EXIF says; greyscale and palette pictures are converted.
+
+    Args:
+      max_pixels: the most that it may have.
+      file: the opened file, where path is only what messages call it.
+
+    Raises:
+      ImageError: if it cannot be read, has transparency, several pictures or more than 8 bits a sample, or is too large.
+    """
+    try:
+        with pillow_limit(max_pixels):
+            opened = Image.open(path if file is None else file)
+        with opened as image:
+            if image.width * image.height > max_pixels:
+                raise ImageError(f"{path}: {image.width} x {image.height} pixels; the limit is {max_pixels} (see --max_megapixels)")
+            if getattr(image, "is_animated", False) and image.format != "MPO":  # what cameras add to a JPEG may be left
+                raise ImageError(f"{path}: has {image.n_frames} pictures; save the one that is meant by itself")
+            return from_pillow(image, path)
+    except ImageError:
+        raise
+    except FileNotFoundError:
+        raise ImageError(f"{path}: no such file") from None
+    except UnidentifiedImageError:
+        raise ImageError(f"{path}: cannot be read as a picture (in no format that Pillow knows)") from None
+    except MemoryError:
+        raise ImageError(f"{path}: not enough memory") from None
+    except Image.DecompressionBombError:  # from twice the limit on
+        raise ImageError(f"{path}: the limit is {max_pixels} pixels, which it exceeds (see --max_megapixels)") from None
+    except Exception as error:  # Pillow raises almost anything on damaged files
+        raise ImageError(f"{path}: cannot be read as a picture ({error})") from error
+
+
+def picture_bytes(picture, picture_format="PNG", decoded=False, **options) -> bytes:
+    """uint8 [h, w, 3] as a file of one of Pillow's formats; decoded: PNG with the mark that `is_decoded` looks for."""
+    if picture_format == "PNG" and decoded:
+        options["pnginfo"] = PngInfo()
+        options["pnginfo"].add_text("Software", MARK)
+    buffer = io.BytesIO()
+    Image.fromarray(picture).save(buffer, picture_format, **options)
+    return buffer.getvalue()
+
+
+def check_picture(picture):
+    """ImageError unless it is uint8 [h, w, 3]."""
+    if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3 or not picture.size:
+        raise ImageError(f"a picture is uint8 [h, w, 3], not {picture.dtype} {list(picture.shape)}")
