@@ -14,6 +14,7 @@ import dataclasses
 import json
 import os
 import re
+import shlex
 import sys
 
 import numpy as np
@@ -85,15 +86,15 @@ def train_command(settings):
     parts = ["python -m goconv_tf.train"]
     for name, value in settings.items():
         value = tuple(value) if isinstance(value, list) else value
-        if name in UNSAID or (name not in SAID and value in (defaults[name], None)):
+        if name in UNSAID or value in ((), None) or (name not in SAID and value == defaults[name]):
             continue
         if name == "settings":
-            parts += [f"--set {setting}" for setting in value]
+            parts += [f"--set {shlex.quote(setting)}" for setting in value]
         elif isinstance(value, bool):
             parts.append(f"--{name}" if value else f"--no{name}")
         else:
             values = value if isinstance(value, tuple) else (value,)
-            parts.append(f"--{name} " + ",".join(f"{v:g}" if isinstance(v, float) else str(v) for v in values))
+            parts.append(f"--{name} " + shlex.quote(",".join(f"{v:g}" if isinstance(v, float) else str(v) for v in values)))
     return " ".join([*parts, "--train_glob TRAIN --val_glob VAL --checkpoint_dir RUN"])
 
 

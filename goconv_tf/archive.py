@@ -81,6 +81,11 @@ def fixed_part(pattern) -> str:
     return re.split(r"[*?\[]", pattern)[0].rpartition("/")[0] + "/"
 
 
+def _anchored(path) -> str:
+    """A path, or pattern, that does not depend on the working directory."""
+    return path if "://" in path else os.path.abspath(path)
+
+
 def plan(task, pattern) -> List[Tuple[str, str]]:
     """[(input, output)] of the files that match, with their folders below the pattern's fixed part; UsageError if two share an output."""
     base = fixed_part(pattern)
@@ -89,13 +94,13 @@ def plan(task, pattern) -> List[Tuple[str, str]]:
         raise UsageError(f"{pattern}: no files match")
     taken: Dict[str, str] = {}
     reserved = {FileSystems.join(task.output, name) for name in (SETTINGS, METRICS, DEAD_LETTERS, SUMMARY)}
-    matches = re.compile(FileSystem.translate_pattern(pattern)).match
+    inputs = re.compile(FileSystem.translate_pattern(_anchored(pattern + "*" if pattern.endswith("/") else pattern)))  # as Beam takes a folder
     for source in sources:
         target = FileSystems.join(task.output, *posixpath.splitext(source[len(base) :])[0].split("/")) + EXTENSIONS[task.command]
         if target in taken:
             raise UsageError(f"{taken[target]} and {source} would both be written to {target}")
         kept = target in reserved or target.startswith(FileSystems.join(task.output, TEMPORARY, ""))
-        if kept or matches(target):
+        if kept or inputs.match(_anchored(target)):
             raise UsageError(
                 f"{source} would be written to {target}, which is " + ("kept for reports and temporary files" if kept else "an input itself")
             )
@@ -299,7 +304,7 @@ def run(task, pattern, options) -> Dict[str, Any]:
     try:
         pairs = plan(task, pattern)
         folder = fixed_part(pattern)
-        task = dataclasses.replace(task, input_folder=_shown(folder if "://" in folder else os.path.abspath(folder)))
+        task = dataclasses.replace(task, input_folder=_shown(_anchored(folder)))
         check_settings(task)
     except ValueError as error:  # Beam's, for schemes it does not know
         raise UsageError(str(error)) from error

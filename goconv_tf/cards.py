@@ -1,5 +1,6 @@
 """Model cards: README.md of a model folder, with the metadata that Hugging Face's hub reads. No TensorFlow."""
 
+import hashlib
 import json
 
 CARD_FILE = "README.md"
@@ -32,10 +33,20 @@ def front_matter(info) -> str:
     return "\n".join(["---", *lines, "---", ""])
 
 
+def _signed(text) -> str:
+    digest = hashlib.sha256(text.encode()).hexdigest()[:16]
+    return f"{text}\n<!-- Written by goconv_tf, which writes it anew unless you change it: {digest} -->\n"
+
+
+def is_default(text) -> bool:
+    """Whether a card is as `default_card` made it, of whatever version and weights."""
+    return text == _signed(text.rpartition("\n<!-- ")[0])
+
+
 def default_card(info) -> str:
     """The card of a model that nobody has written one for."""
     notes = info.card.get("notes", "")
-    return f"""{front_matter(info)}
+    return _signed(f"""{front_matter(info)}
 # {info.name}
 
 {info.model}, {info.config.rates_text}, fingerprint {info.fingerprint}: learned image compression with goconv_tf.
@@ -48,4 +59,4 @@ data = goconv_tf.compress(model, goconv_tf.read_picture("photo.png")).data
 ```
 
 How it was trained, and what was measured, is in `config.json`.
-"""
+""")

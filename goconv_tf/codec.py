@@ -64,6 +64,7 @@ def check_operating_point(config, lmbda=None, target_bpp=None, layers=None):
         raise RateError(f"{layers} layers were asked for; the model has {len(config.layers)}")
 
 
+@memory.guarded()
 def compress(
     model: "Codec",
     picture: np.ndarray,
@@ -140,6 +141,7 @@ def compress(
     return search_rate(code, target_bpp, model.config.lmbda_min, model.config.lmbda_max)
 
 
+@memory.guarded()
 def estimate(model: "Codec", picture: np.ndarray, lmbda: Optional[float] = None, layers: Optional[int] = None) -> Dict[str, float]:
     """{latent: bits} that the entropy models ascribe to uint8 [h, w, 3], of the first `layers` layers: what files take, but for headers.
 
@@ -282,6 +284,7 @@ def decompress(
         return decode(model, bitstream.unpack(data, max_pixels, allow_truncated), layers, None, tile, region)
 
 
+@memory.guarded()
 def decode(model, stream, layers=None, problems=None, tile=None, region=None):
     """The picture in a `bitstream.Stream`; as `decompress`. problems: a list for what is wrong with it, which is then decoded all the same."""
     check_model(stream, model.info)

@@ -97,6 +97,8 @@ class PatchSource:
 
     def _picture(self, path):
         with self._lock:
+            if path in self.damaged:
+                return None
             if path in self._cache:
                 self._cache.move_to_end(path)
                 return self._cache[path]

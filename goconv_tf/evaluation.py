@@ -21,12 +21,12 @@ from typing import Any, Dict, List, NamedTuple, Optional, Tuple
 
 import numpy as np
 
-from goconv_tf import bitstream, codec, metrics, picture_io, published, zoo
+from goconv_tf import bitstream, codec, memory, metrics, picture_io, published, zoo
 from goconv_tf.errors import GoConvError, ImageError, UsageError
 from goconv_tf.files import PICTURE_EXTENSIONS, atomic_write, plan
 
 # A part of every measured row's key: counted up when measuring the same weights again would give something else.
-MEASURED_BY = 2
+MEASURED_BY = 3
 MEASURES = ("bpp", "psnr-rgb", "psnr-yuv", "psnr-y", "psnr-u", "psnr-v", "ms-ssim-rgb", "ms-ssim-y", "encoding_time", "decoding_time")
 
 
@@ -85,7 +85,7 @@ class ModelSubject:
         begin = time.time()
         data = codec.compress(model, picture, entropy_coder=self.entropy_coder, **point).data
         middle = time.time()
-        stream = bitstream.unpack(data, picture_io.MAX_PIXELS)
+        stream = bitstream.unpack(data, picture.shape[0] * picture.shape[1])
         decoded = codec.decode(model, stream)
         end = time.time()
         estimated = codec.estimate(model, picture, stream.lmbda, len(stream.layers))
@@ -155,9 +155,11 @@ def measure(subject, path, point) -> Dict[str, Optional[float]]:
 
 
 def measure_picture(subject, picture, point) -> Tuple[Dict[str, Optional[float]], bytes]:
-    """(`measure` of uint8 [h, w, 3], the coded file)."""
+    """(`measure` of uint8 [h, w, 3], the coded file); GoConvError if measuring needs more memory than there is."""
+    height, width = picture.shape[:2]
+    memory.check(metrics.QUALITY_BYTES * height * width, f"measures of {width} x {height} pixels")
     coding = subject.code(picture, point)
-    row: Dict[str, Any] = {"bpp": metrics.bpp(coding.data, *picture.shape[:2]), **metrics.quality(picture, coding.decoded), **coding.more}
+    row: Dict[str, Any] = {"bpp": metrics.bpp(coding.data, height, width), **metrics.quality(picture, coding.decoded), **coding.more}
     row.update(encoding_time=coding.encoding_time, decoding_time=coding.decoding_time)
     return {key: value if math.isfinite(value) else None for key, value in row.items()}, coding.data
 

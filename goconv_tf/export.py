@@ -6,8 +6,8 @@ integers, and what `goconv_tf.codec` and `goconv_tf.bitstream` do around it. Fil
 
 import contextlib
 import os
+import secrets
 import shutil
-import tempfile
 
 import tensorflow as tf
 from absl import logging
@@ -16,7 +16,7 @@ from goconv_tf import bitstream, codec, picture_io
 from goconv_tf.crc import crc16
 from goconv_tf.entropy.graph import GraphDecoder, GraphEncoder, require
 from goconv_tf.errors import UsageError
-from goconv_tf.files import check_new_folder, check_parent, umask
+from goconv_tf.files import check_new_folder, check_parent
 from goconv_tf.layers.exact import to_grid
 
 _BYTES = [bytes([k]) for k in range(256)]
@@ -82,11 +82,11 @@ def save(model, path: str, max_pixels: int = picture_io.MAX_PIXELS) -> None:
     module.weights = list(model.variables)
     signatures = make_signatures(model, max_pixels)
     path = os.path.abspath(path)
-    temporary = tempfile.mkdtemp(prefix=f".{os.path.basename(path)}.", dir=os.path.dirname(path))
+    temporary = os.path.join(os.path.dirname(path), f".{os.path.basename(path)}.{secrets.token_hex(8)}")
+    os.mkdir(temporary)
     try:
         with _quiet():
             tf.saved_model.save(module, temporary, signatures, tf.saved_model.SaveOptions(experimental_custom_gradients=False))
-        os.chmod(temporary, 0o777 & ~umask())
         os.rename(temporary, path)
     except tf.errors.OpError as error:
         raise OSError(f"{path}: cannot be written: {error.message}") from error

@@ -3,7 +3,7 @@
 import contextlib
 import fcntl
 import os
-import tempfile
+import secrets
 from typing import Tuple
 
 from goconv_tf.errors import UsageError
@@ -28,13 +28,6 @@ def alone_in(folder):
         yield
     finally:
         os.close(handle)
-
-
-def umask() -> int:
-    """The process' umask, which can only be read by setting it."""
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def check_parent(path):
@@ -69,16 +62,15 @@ def staged(path: str, data: bytes):
         raise OSError(f"{path}: is not a regular file")
     folder = os.path.dirname(os.path.abspath(path))
     name = os.fsencode(os.path.basename(path))[:200].decode(errors="ignore")  # with what is added, no longer than names may be
-    handle, temporary = tempfile.mkstemp(prefix=f".{name}.", dir=folder)
+    temporary = os.path.join(folder, f".{name}.{secrets.token_hex(8)}")
     try:
         try:
-            with os.fdopen(handle, "wb") as f:
+            with open(temporary, "xb") as f:
                 f.write(data)
                 f.flush()
                 os.fsync(f.fileno())
         except OSError as error:
             raise OSError(f"{path}: cannot be written: {error.strerror or error}") from error
-        os.chmod(temporary, 0o666 & ~umask())
         yield temporary
     finally:
         with contextlib.suppress(OSError):

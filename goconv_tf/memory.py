@@ -1,9 +1,10 @@
 """How much memory there is, and the tiles that large pictures are coded in for the lack of it."""
 
+import contextlib
 import math
 import os
 
-from goconv_tf.errors import GoConvError, UsageError
+from goconv_tf.errors import GoConvError, UsageError, first_line
 
 WHOLE_BYTES = 2**32  # pictures that need more memory than this are coded in tiles
 TILE_BYTES = 3 * 2**29  # of memory that a tile with a cell around it may need
@@ -43,6 +44,23 @@ def _number_after(path, key) -> float:
         return math.inf
 
 
+def check(needed, what):
+    """GoConvError if so many bytes are more than are available."""
+    if needed > (available := available_memory()):
+        raise GoConvError(f"{what} need about {needed / 2**30:.1f} GiB of memory; {available / 2**30:.1f} GiB are available")
+
+
+@contextlib.contextmanager
+def guarded():
+    """Inside, or in what this decorates, memory that TensorFlow finds exhausted, such as a GPU's, is a GoConvError."""
+    import tensorflow as tf
+
+    try:
+        yield
+    except tf.errors.ResourceExhaustedError as error:
+        raise GoConvError(f"not enough memory: {first_line(error)}") from error
+
+
 def choose_tile(model, size, tile=None, exact=True):
     """Cells a side of the tiles (see `goconv_tf.models.tiles`) for a picture of this padded size, (height, width); None: whole.
 
@@ -60,10 +78,10 @@ def choose_tile(model, size, tile=None, exact=True):
     if tile and not possible:
         raise UsageError(f"{model.config.model} cannot be coded in tiles" + ("" if exact else " with --noexact"))
     pixels, available = size[0] * size[1], available_memory()
-    whole = pixels * model.bytes_per_pixel
+    whole, tiled = pixels * model.bytes_per_pixel, pixels * model.bytes_per_tiled_pixel if possible else 0
     if tile is None and possible and whole > min(WHOLE_BYTES, available):
-        tile = max(int(math.sqrt(TILE_BYTES / model.bytes_per_pixel) / CELL) - 2, 1) * CELL
-    needed = whole if not tile else min((tile + 2 * CELL) ** 2, pixels) * model.bytes_per_pixel + pixels * model.bytes_per_tiled_pixel
-    if needed > available:
-        raise GoConvError(f"{size[1]} x {size[0]} pixels need about {needed / 2**30:.1f} GiB of memory; {available / 2**30:.1f} GiB are available")
+        room = max(min(TILE_BYTES, available - tiled), 0)
+        tile = max(int(math.sqrt(room / model.bytes_per_pixel) / CELL) - 2, 1) * CELL
+    needed = whole if not tile else min((tile + 2 * CELL) ** 2, pixels) * model.bytes_per_pixel + tiled
+    check(needed, f"{size[1]} x {size[0]} pixels")
     return tile // CELL if tile else None

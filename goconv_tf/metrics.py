@@ -8,6 +8,7 @@ import numpy as np
 
 MS_SSIM_SIDE = 161  # smallest side in pixels for five scales of an 11 x 11 window
 MS_SSIM_BYTES = 130  # of memory a pixel
+QUALITY_BYTES = MS_SSIM_BYTES + 54  # two pictures and their YUV besides
 
 
 def mse(a, b) -> float:
@@ -32,7 +33,9 @@ def yuv(rgb):
     """Y, U, V float64 [h, w, 3] of RGB, ITU-R BT.601 full range (JPEG's), not rounded, chroma around 128 and not subsampled."""
     r, g, b = np.moveaxis(np.asarray(rgb, np.float64), -1, 0)
     y = 0.299 * r + 0.587 * g + 0.114 * b
-    return np.stack([y, 128 + (b - y) / 1.772, 128 + (r - y) / 1.402], axis=-1)
+    u = 128 + (0.299 * (b - r) + 0.587 * (b - g)) / 1.772  # b - y, but exactly nothing for grey
+    v = 128 + (0.587 * (r - g) + 0.114 * (r - b)) / 1.402
+    return np.stack([y, u, v], axis=-1)
 
 
 @functools.cache

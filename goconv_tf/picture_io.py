@@ -5,7 +5,7 @@ import io
 import threading
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 from PIL.PngImagePlugin import PngInfo
 
 from goconv_tf.errors import ImageError
@@ -14,6 +14,7 @@ MAX_PIXELS = 200_000_000
 MARK = "goconv_tf"  # in decoded PNG files
 
 _PILLOWS_LIMIT = threading.Lock()
+_TURNS = {2: "FLIP_LEFT_RIGHT", 3: "ROTATE_180", 4: "FLIP_TOP_BOTTOM", 5: "TRANSPOSE", 6: "ROTATE_270", 7: "TRANSVERSE", 8: "ROTATE_90"}  # EXIF's
 _PLAIN_MODES = ("RGB", "L", "P", "1", "CMYK", "YCbCr")
 
 
@@ -64,7 +65,11 @@ def from_pillow(image, name):
         raise ImageError(f"{name}: has transparency, which is not coded; flatten the picture first")
     if image.mode not in _PLAIN_MODES or _is_deep(image):
         raise ImageError(f"{name}: mode {image.mode} with its depth is not supported; convert it to 8 bits a sample, RGB or grey")
-    return np.array(ImageOps.exif_transpose(image).convert("RGB"))
+    image.load()  # a TIFF is turned by that, and no longer says that it should be
+    turn = None
+    with contextlib.suppress(Exception):  # ImageOps.exif_transpose writes all tags anew, which odd ones do not survive
+        turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation))
+    return np.array((image.transpose(Image.Transpose[turn]) if turn else image).convert("RGB"))
 
 
 def is_decoded(file, size=None) -> bool:

@@ -26,8 +26,9 @@ def _line(curve):
 
 
 def _plain(text):
-    """Text that Matplotlib does not take for a formula, and that UTF-8 has."""
-    return printable(text).replace("$", r"\$")
+    """Text that Matplotlib does not take for a formula, or for what legends leave out, and that UTF-8 has."""
+    text = printable(text).replace("$", r"\$")
+    return "\u200b" + text if text.startswith("_") else text
 
 
 def rate_distortion(path, curves, **options):
@@ -51,14 +52,13 @@ def draw(curves, file_format, measures=("psnr-rgb", "ms-ssim-rgb"), title="", ma
       max_bpp: right end of the rate axis; default: 1.3 times the largest rate of the subject's curves.
     """
     import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+    from matplotlib.figure import Figure  # not pyplot, whose figures and backend are the caller's
 
     own = [curve for curve in curves if _line(curve) is SUBJECT] or curves
     limit = max_bpp or 1.3 * max((point[0] for curve in own for points in curve["results"].values() for point in points), default=1.0)
-    with plt.rc_context({"font.size": 8, "axes.grid": True, "grid.alpha": 0.3, "legend.fontsize": 6.5, "legend.framealpha": 0.8}):
-        figure, axes = plt.subplots(1, len(measures), figsize=(3.5 * len(measures), 3.0), constrained_layout=True, squeeze=False)
+    with matplotlib.rc_context({"font.size": 8, "axes.grid": True, "grid.alpha": 0.3, "legend.fontsize": 6.5, "legend.framealpha": 0.8}):
+        figure = Figure(layout="constrained")
+        axes = figure.subplots(1, len(measures), squeeze=False)
         colours = [f"C{k}" for k in range(10)]
         for axis, metric in zip(axes[0], measures):
             for number, curve in enumerate(curves):
@@ -82,5 +82,4 @@ def draw(curves, file_format, measures=("psnr-rgb", "ms-ssim-rgb"), title="", ma
             figure.suptitle(_plain(title), fontsize=8)
         buffer = io.BytesIO()
         figure.savefig(buffer, format=file_format, dpi=200)
-        plt.close(figure)
     return buffer.getvalue()

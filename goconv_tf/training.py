@@ -15,7 +15,7 @@ from typing import Optional, Tuple
 import numpy as np
 import tensorflow as tf
 
-from goconv_tf import cluster, data, losses, metrics, presets, zoo
+from goconv_tf import cluster, data, losses, memory, metrics, presets, zoo
 from goconv_tf.errors import CheckpointError, DataError, GoConvError, UsageError, first_line
 from goconv_tf.files import alone_in, atomic_write
 from goconv_tf.models import MODELS, adopt, named_weights, principal, principal_rnn, widen
@@ -164,6 +164,10 @@ class Validator:
             height, width = (n // 16 * 16 for n in picture.shape[:2])
             if not min(height, width):
                 raise DataError(f"{path}: too small to validate with, which needs 16 pixels a side")
+            try:
+                memory.choose_tile(self.codec, (height, width))
+            except GoConvError as error:
+                raise DataError(f"{path}: {error}") from None
             if self.distortion != "mse" and min(height, width) < metrics.MS_SSIM_SIDE:
                 raise DataError(f"{path}: too small to validate with --distortion {self.distortion}, which needs 176 pixels a side")
             self.pictures.append(picture[:height, :width])
@@ -184,7 +188,10 @@ class Validator:
         self.codec.build_tables()
         rows, means = [], []
         for lmbda in self.lambdas:
-            coded = [self.codec.compress(picture, lmbda, reconstruct=True) for picture in self.pictures]
+            coded = [
+                self.codec.compress(picture, lmbda, reconstruct=True, tile=memory.choose_tile(self.codec, picture.shape[:2]))
+                for picture in self.pictures
+            ]
             for k, weight in enumerate(self.codec.layer_lambdas(lmbda)):
                 bpp, mse, errors = [], [], []
                 for picture, result in zip(self.pictures, coded):
@@ -212,9 +219,15 @@ class Backup(tf.keras.callbacks.BackupAndRestore):
 class Centre(tf.keras.callbacks.Callback):
     """Keeps what z is rounded about (`--quantization mixed`) near to what coding has; by the step, so that a resumed run does the same."""
 
+    def __init__(self, stale=False):
+        """stale: whether this is also to be done at once, as the run had none of it until now."""
+        super().__init__()
+        self.stale = stale
+
     def on_train_batch_begin(self, batch, logs=None):
-        if self.model.quantization == "mixed" and step_of(self.model) % CENTRE_STEPS == 0:
+        if self.model.quantization == "mixed" and (self.stale or step_of(self.model) % CENTRE_STEPS == 0):
             self.model.update_offsets()
+        self.stale = False
 
 
 class Progress(tf.keras.callbacks.Callback):
@@ -432,7 +445,10 @@ def start_from(model, warm, name, crops):
     if (model.config.model, warm.config.model) == ("variable_rate", "variable_rate") and widen.fits(model.config, warm.config):
         widen.widen(model, warm, crops())
         return
-    targets, values = named_weights(model), named_weights(warm)
+    targets, values = (
+        {key: v for key, v in named_weights(each).items() if not key.startswith(("if_y/", "if_z/"))}  # of CRPE's auxiliary loss, which may be off
+        for each in (model, warm)
+    )
     if {name: v.shape for name, v in targets.items()} != {name: v.shape for name, v in values.items()}:
         raise UsageError(f"--warm_start {name}: other widths than this run's: {warm.config} against {model.config}")
     for key, target in targets.items():
@@ -520,7 +536,8 @@ def train(options: Options):
             contents["config"] = dataclasses.asdict(config)
         if chief:
             atomic_write(os.path.join(folder, "run.json"), json.dumps(contents, indent=1).encode())
-        _fit(options, model, source, val_paths, strategy, start, total)
+        stale = run is not None and run.get("quantization") != options.quantization
+        _fit(options, model, source, val_paths, strategy, start, total, stale)
     return model
 
 
@@ -551,8 +568,11 @@ def _compiled_model(options: Options, config, source, strategy, start):
     return model
 
 
-def _fit(options: Options, model, source, val_paths, strategy, start, total):
-    """Trains a compiled model from step `start` on, and saves, exports and validates it; a run that has ended lacks its last export at most."""
+def _fit(options: Options, model, source, val_paths, strategy, start, total, stale):
+    """Trains a compiled model from step `start` on, and saves, exports and validates it; a run that has ended lacks its last export at most.
+
+    stale: as of `Centre`.
+    """
     folder, chief = options.checkpoint_dir, cluster.is_chief(strategy)
     backup_dir = os.path.join(folder, "backup")
     ended = start >= options.last_step
@@ -581,7 +601,7 @@ def _fit(options: Options, model, source, val_paths, strategy, start, total):
             epochs=2**31,  # Progress ends the run; an "epoch" is the time between two saves
             steps_per_epoch=options.save_steps,
             verbose=0,
-            callbacks=[tf.keras.callbacks.TerminateOnNaN(), Centre(), progress, backup, *watch],
+            callbacks=[tf.keras.callbacks.TerminateOnNaN(), Centre(stale), progress, backup, *watch],
         )
         total(0)  # the others wait until the chief has written everything
     if progress.nan_step is not None:

@@ -226,7 +226,7 @@ def save_pretrained(model: "Codec", path: str, name: str, card: Optional[Dict[st
     }
     os.makedirs(path, exist_ok=True)
     card_path = os.path.join(path, cards.CARD_FILE)
-    own_card = not os.path.exists(card_path) or _is_own_card(card_path, path)
+    own_card = not os.path.exists(card_path) or _is_own_card(card_path)
     _replace(path, data, (json.dumps(contents, indent=1) + "\n").encode())
     info = read_info(path)
     if own_card:
@@ -234,12 +234,12 @@ def save_pretrained(model: "Codec", path: str, name: str, card: Optional[Dict[st
     return info
 
 
-def _is_own_card(card_path, path) -> bool:
-    """Whether a folder's README.md is word for word what `save_pretrained` wrote."""
+def _is_own_card(path) -> bool:
+    """Whether a card is word for word what `save_pretrained` wrote."""
     try:
-        with open(card_path, encoding="utf-8") as f:
-            return f.read() == cards.default_card(read_info(path))
-    except (OSError, ValueError, CheckpointError):
+        with open(path, encoding="utf-8") as f:
+            return cards.is_default(f.read())
+    except (OSError, ValueError):
         return False
 
 

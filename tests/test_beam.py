@@ -247,6 +247,17 @@ def test_evaluate(memory):
         assert means["psnr-rgb"]["mean"] == pytest.approx(np.mean([row["psnr-rgb"] for row in rows.values()]))
 
 
+@pytest.mark.parametrize("pattern, output", [("**", "coded"), ("photos/**", "./photos"), ("photos/", "photos"), ("{}/photos/**", "photos")])
+def test_outputs_among_the_inputs_whatever_they_are_called(pattern, output, model_dir, tmp_path, monkeypatch):
+    monkeypatch.setenv("GOCONV_TF_ZOO", os.path.dirname(model_dir))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "a.png").write_bytes(png(draw(16, 16)))
+    with pytest.raises(UsageError, match="an input itself"):
+        run("compress", pattern.format(tmp_path), output, "--model=tiny-test")
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["a.png", "photos"]
+
+
 def test_names_that_are_no_text(model_dir, tmp_path, monkeypatch):
     monkeypatch.setenv("GOCONV_TF_ZOO", os.path.dirname(model_dir))
     (tmp_path / "in").mkdir()

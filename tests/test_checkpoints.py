@@ -63,8 +63,10 @@ def test_cards_say_how_to_train_on():
         with open(os.path.join(folder, "README.md"), encoding="utf-8") as f:
             assert f"\n    {commands[-1]}\n" in f.read()
         assert info.card["training"]["init"] == "pca" or info.card["training"]["warm_start"]
+    wanted.append({"model": "crpe", "lambdas": [], "settings": ["estimation_widths=[64, 96]", "if_weight=0"], "name": "mine, again"})
+    commands.append(card.train_command(wanted[-1]))
     code = """
-import dataclasses, json, sys
+import dataclasses, json, shlex, sys
 from absl import flags
 from goconv_tf import train
 found = []
@@ -72,7 +74,7 @@ for line in sys.argv[1:]:
     flags.FLAGS.unparse_flags()
     for flag in flags.FLAGS.flags_by_module_dict()["goconv_tf.train"]:
         flag.unparse()
-    flags.FLAGS(line.split()[2:])
+    flags.FLAGS(shlex.split(line)[2:])
     found.append(dataclasses.asdict(train._options()))
 print(json.dumps(found))
 """

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from conftest import draw
-from PIL import Image
+from PIL import Image, ImageOps
 
 from goconv_tf import bitstream, codec, commands, evaluation, limits, memory, picture_io, zoo
 from goconv_tf.errors import CheckpointError, GoConvError, ImageError, ModelMismatchError, RateError, UsageError
@@ -96,6 +96,28 @@ def test_turned_as_the_camera_says(tmp_path):
     exif[0x0112] = 6  # a quarter turn
     image.save(tmp_path / "turned.png", exif=exif)
     np.testing.assert_array_equal(picture_io.read_picture(str(tmp_path / "turned.png")), np.rot90(draw(20, 30), -1))
+
+
+@pytest.mark.parametrize("extension", ["png", "jpg", "webp", "tif"])
+def test_all_eight_ways_to_turn(tmp_path, extension):
+    for orientation in range(10):
+        image = Image.fromarray(draw(20, 30))
+        exif = image.getexif()
+        exif[0x0112] = orientation
+        path = tmp_path / f"{orientation}.{extension}"
+        image.save(path, exif=exif)
+        expected = np.asarray(ImageOps.exif_transpose(Image.open(path)).convert("RGB"))
+        assert expected.shape == ((30, 20, 3) if 5 <= orientation <= 8 else (20, 30, 3))
+        np.testing.assert_array_equal(picture_io.read_picture(str(path)), expected)
+
+
+def test_odd_tags_do_not_matter(tmp_path):
+    """What cameras and programs write is not always what EXIF says: a resolution as text, a block that is none."""
+    tags = struct.pack("<HHIHH", 0x0112, 3, 1, 6, 0) + struct.pack("<HHI4s", 0x011A, 2, 2, b"7")
+    for name, exif, turns in (("a.jpg", b"Exif\0\0II*\0" + struct.pack("<IH", 8, 2) + tags + bytes(4), -1), ("b.webp", b"none", 0)):
+        Image.fromarray(draw(20, 30)).save(tmp_path / name, exif=exif)
+        expected = np.rot90(np.asarray(Image.open(tmp_path / name).convert("RGB")), turns)
+        np.testing.assert_array_equal(picture_io.read_picture(str(tmp_path / name)), expected)
 
 
 def test_pictures_that_are_refused(tmp_path):
@@ -588,12 +610,28 @@ def test_tiles_where_memory_is_short(model, monkeypatch):
     size = (11904, 11904)
     whole = size[0] * size[1] * model.bytes_per_pixel
     assert memory.TILE_BYTES < 0.6 * whole < whole < memory.WHOLE_BYTES
-    for share, tiled in ((1.01, False), (0.9, True)):
+    cells = []
+    for share in (1.01, 0.9, 0.5):
         monkeypatch.setattr(memory, "available_memory", lambda share=share: share * whole)
-        assert bool(memory.choose_tile(model, size)) == tiled
-    monkeypatch.setattr(memory, "available_memory", lambda: 0.5 * whole)
-    with pytest.raises(GoConvError, match=r"need about 2\.7 GiB of memory"):
+        cells.append(memory.choose_tile(model, size))
+    assert cells[0] is None and cells[1] > cells[2] > 1  # smaller tiles where there is less
+    least = size[0] * size[1] * model.bytes_per_tiled_pixel
+    monkeypatch.setattr(memory, "available_memory", lambda: least)
+    with pytest.raises(GoConvError, match=r"11904 x 11904 pixels need about \d\.\d GiB of memory"):
         memory.choose_tile(model, size)
+
+
+def test_memory_that_tensorflow_lacks(model, monkeypatch):
+    data = codec.compress(model, draw(32, 32)).data
+
+    def exhausted(*args, **kwargs):
+        raise tf.errors.ResourceExhaustedError(None, None, "OOM when allocating a tensor\non a GPU")
+
+    for name in ("compress", "decompress", "bits"):
+        monkeypatch.setattr(type(model), name, exhausted)
+    for action in (lambda: codec.compress(model, draw(32, 32)), lambda: codec.decompress(model, data), lambda: codec.estimate(model, draw(32, 32))):
+        with pytest.raises(GoConvError, match=r"^not enough memory: OOM when allocating a tensor$"):
+            action()
 
 
 def test_limits_and_marks_of_picture_files(tmp_path):

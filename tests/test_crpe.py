@@ -209,6 +209,18 @@ def test_starts_from_a_variable_rate_model(model_dir):
             training.start_from(CRPE(dataclasses.replace(TINY, **changes)).build_weights(), source, "x", None)
 
 
+def test_starts_from_one_with_another_auxiliary_loss():
+    """`if_y` and `if_z` are there only if their loss is."""
+    for weight in (0.0, 1.0):
+        source = CRPE(dataclasses.replace(TINY, if_weight=weight)).build_weights()
+        model = CRPE(dataclasses.replace(TINY, if_weight=1.0 - weight)).build_weights()
+        training.start_from(model, source, "x", None)
+        ours, theirs = named_weights(model), named_weights(source)
+        assert len(ours) != len(theirs)
+        for name in ours.keys() & theirs.keys():
+            np.testing.assert_array_equal(ours[name], theirs[name])
+
+
 class Pass(Recorder):
     """Rounds nothing."""
 

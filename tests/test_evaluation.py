@@ -13,7 +13,7 @@ from PIL import Image
 from skimage.color import rgb2ycbcr
 from test_commands import one_line
 
-from goconv_tf import evaluation, losses, metrics, plots, published
+from goconv_tf import evaluation, losses, memory, metrics, plots, published
 from goconv_tf.errors import GoConvError, UsageError
 
 
@@ -33,6 +33,8 @@ def test_measures_agree_with_independent_ones():
     assert q["psnr-y"] == pytest.approx(10 * math.log10(255**2 / np.mean((metrics.yuv(a)[..., 0] - metrics.yuv(b)[..., 0]) ** 2)))
     assert metrics.decibels(0.99) == pytest.approx(20)
     assert metrics.quality(a, a)["psnr-rgb"] == math.inf and math.isnan(metrics.ms_ssim(a[:160], b[:160]))
+    grey = metrics.quality(*(np.repeat(picture[..., :1], 3, axis=-1) for picture in (a, b)))
+    assert grey["psnr-u"] == grey["psnr-v"] == math.inf and grey["psnr-y"] == pytest.approx(grey["psnr-rgb"])
 
 
 @pytest.fixture(scope="module")
@@ -205,6 +207,24 @@ def test_plots_tell_the_subject_from_codecs_and_published_curves():
     assert ["stroke-dasharray" in text for text in svg] == [False, False, True]
     assert ["stroke-width: 0.9" in text for text in svg] == [False, True, True]
     assert all("<!-- 1.2 -->" in text and "<!-- 2.0 -->" not in text for text in svg)
+
+
+def test_plots_leave_pyplot_to_its_users():
+    pyplot = pytest.importorskip("matplotlib.pyplot")
+    pyplot.figure()
+    before, backend = pyplot.get_fignums(), pyplot.get_backend()
+    points = {"psnr-rgb": [(0.2, 30.0), (1.0, 36.0)]}
+    legends = [plots.rate_distortion_svg([{"name": name, "results": points}]).count('id="line2d_') for name in ("mine", "_mine")]
+    assert legends[0] == legends[1]  # Matplotlib leaves names with an underscore out
+    assert pyplot.get_fignums() == before and pyplot.get_backend() == backend
+    pyplot.close()
+
+
+def test_measuring_says_when_memory_is_short(model_dir, monkeypatch):
+    subject = evaluation.ModelSubject(model_dir)
+    monkeypatch.setattr(memory, "available_memory", lambda: metrics.QUALITY_BYTES * 170 * 180 - 1)
+    with pytest.raises(GoConvError, match="measures of 180 x 170 pixels need about"):
+        evaluation.measure_picture(subject, draw(170, 180), {})
 
 
 def test_commands(command, command_here, pictures, tmp_path):

@@ -64,6 +64,11 @@ def test_save_writes_a_card_and_keeps_what_people_wrote(tmp_path):
     assert head == cards.metadata(info) and head["license"] == "mit" and "# other-name" in text and card["notes"] in text
     (result,) = loaded_card(folder).data.eval_results
     assert (result.metric_value, result.metric_name) == (20.123, "PSNR RGB, dB, at 0.5000 bpp")
+    # Also where what it was made of is no longer there: another version's, or a killed process'.
+    config = json.loads((tmp_path / "m" / "config.json").read_text())
+    (tmp_path / "m" / "config.json").write_text(json.dumps({**config, "fingerprint": "00000000"}))
+    zoo.save_pretrained(model, folder, "some-name")
+    assert "# some-name" in read_card(folder)[1]
     # One that somebody changed stays as it is.
     readme = tmp_path / "m" / cards.CARD_FILE
     for mine in (readme.read_text() + "\nMy words.\n", "", "no front matter"):

@@ -297,6 +297,28 @@ def test_initializers_and_regularizers(kernel_parameter):
     assert clone.layers[1].get_config() == layer.get_config()
 
 
+@pytest.mark.parametrize("kernel_parameter", ["rdft", "variable"])
+def test_initializers_and_regularizers_of_ones_own(kernel_parameter):
+    """They need no config to train with; and what regularizers see has full precision, as in Keras."""
+
+    class Constant(tf.keras.initializers.Initializer):
+        def __init__(self, value=1.0):
+            self.value = value
+
+        def __call__(self, shape, dtype=None, **kwargs):
+            return tf.fill(shape, tf.cast(self.value, dtype))
+
+    class Sum(tf.keras.regularizers.Regularizer):
+        def __call__(self, x):
+            assert x.dtype == tf.float32
+            return tf.reduce_sum(x)
+
+    arguments = dict(kernel_initializer=Constant(0.3), bias_initializer=Constant(0.7), kernel_regularizer=Sum(), bias_regularizer=Sum())
+    layer = GoConv2D(4, 3, alpha=0, dtype="mixed_float16", kernel_parameter=kernel_parameter, **arguments)
+    assert layer(np.ones([1, 8, 8, 3], np.float32)).dtype == tf.float16
+    np.testing.assert_allclose(sum(layer.losses), 0.3 * 108 + 0.7 * 4, rtol=1e-5)
+
+
 def test_sums_of_pairs_and_layers_for_each_frequency():
     image = tf.keras.Input([9, 7, 3])
     x = GoConv2D(6, 3)(image)

@@ -17,7 +17,7 @@ from conftest import ROOT, draw
 from PIL import Image, PngImagePlugin
 from test_commands import one_line
 
-from goconv_tf import data, files, metrics, picture_io, presets, training, zoo
+from goconv_tf import data, files, memory, metrics, picture_io, presets, training, zoo
 from goconv_tf.errors import CheckpointError, DataError, GoConvError, UsageError
 from goconv_tf.models import widen
 
@@ -96,7 +96,7 @@ def test_vivid_patches(photos):
         assert 1 <= factor <= 16
 
 
-def test_damaged_pictures_are_replaced(photos, tmp_path, capsys):
+def test_damaged_pictures_are_replaced(photos, tmp_path, capsys, monkeypatch):
     """A file whose header is whole and whose rest is not: named once, and every batch is still a function of its step."""
     for name in ("0.png", "1.jpg"):
         whole = pathlib.Path(photos, name).read_bytes()
@@ -107,6 +107,9 @@ def test_damaged_pictures_are_replaced(photos, tmp_path, capsys):
     batches = [source(k)[0] for k in range(4)]
     assert source.damaged == {str(tmp_path / "1.jpg")} and capsys.readouterr().out.count("1.jpg") == 1
     np.testing.assert_array_equal(again(3)[0], batches[3])
+    monkeypatch.setattr(data, "read_rgb", lambda path: pytest.fail(f"{path} is read again"))
+    np.testing.assert_array_equal(source(3)[0], batches[3])
+    monkeypatch.undo()
     hopeless = data.PatchSource([str(tmp_path / "1.jpg")], 64, 4, [0.01])
     with pytest.raises(DataError, match="cannot be decoded"), training.data_errors():
         list(hopeless.dataset(0).take(1))
@@ -399,6 +402,22 @@ def test_pictures_too_small_to_validate_with(unbroken, tmp_path):
         training.Validator(zoo.load_pretrained(str(unbroken[1]), fold=False), [str(tmp_path / "small.png")], (0.01,))
 
 
+def test_pictures_too_large_to_validate_with(photos, unbroken, tmp_path, monkeypatch):
+    """They are coded in tiles, as `compress` would, or refused before training."""
+    model, pictures = zoo.load_pretrained(str(unbroken[1]), fold=False), [str(tmp_path / "wide.png")]
+    Image.fromarray(draw(64, 16 * 64)).save(pictures[0])
+    expected = training.Validator(model, pictures, (0.02,))(model)
+    cells, choose = [], memory.choose_tile
+    monkeypatch.setattr(memory, "WHOLE_BYTES", 1)
+    monkeypatch.setattr(memory, "TILE_BYTES", 1)
+    monkeypatch.setattr(memory, "choose_tile", lambda *args: cells.append(choose(*args)) or cells[-1])
+    found = training.Validator(model, pictures, (0.02,))(model)
+    assert cells == [1, 1] and found[1] == pytest.approx(expected[1], rel=1e-3)
+    monkeypatch.setattr(memory, "available_memory", lambda: 1.0)
+    with pytest.raises(DataError, match=r"wide\.png: 1024 x 64 pixels need about"):
+        training.Validator(model, pictures, (0.02,))
+
+
 def test_weights_are_watched_with_their_own_integers(photos, unbroken):
     """Not with those of the validation before: other entropy parameters would be other bits."""
     model = zoo.load_pretrained(str(unbroken[1]), fold=False)
@@ -587,6 +606,28 @@ def test_soap_on_rounded_latents(photos, tmp_path):
     assert shapes.count([25, 25]) > 20  # of the positions in 5 x 5 kernels
     with pytest.raises(UsageError, match="holds a run with optimizer soap, not adam"):
         training.train(options(photos, tmp_path, last_step=6))
+
+
+def test_rounded_latents_from_now_on(photos, tmp_path, monkeypatch):
+    """A run that goes on with `--quantization mixed` does not wait for the next five hundred steps to know what z is rounded about."""
+    stale = []
+    monkeypatch.setattr(tf.keras.Model, "fit", lambda self, *args, callbacks, **kwargs: stale.append(callbacks[1].stale))
+    for quantization in ("noise", "noise", "mixed", "mixed"):
+        training.train(options(photos, tmp_path, quantization=quantization))
+    assert stale == [False, False, True, False]
+
+    class Model:
+        quantization, updates = "mixed", 0
+
+        def update_offsets(self):
+            self.updates += 1
+
+    centre, model = training.Centre(stale=True), Model()
+    centre.set_model(model)
+    for step in (3, 4, 500, 501):
+        monkeypatch.setattr(training, "step_of", lambda _, step=step: step)
+        centre.on_train_batch_begin(0)
+        assert model.updates == (1 if step < 500 else 2)
 
 
 def test_fused_adam_is_keras_adam():

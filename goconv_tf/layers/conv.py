@@ -101,6 +101,10 @@ def serialized(layer):
     return {name: module.serialize(getattr(layer, name)) for name, (_, module) in VARIABLE_ARGUMENTS.items()}
 
 
+def _penalty(regularizer, parameter):
+    return regularizer(parameter() if isinstance(parameter, tfc.Parameter) else tf.convert_to_tensor(parameter))
+
+
 class Regularized:
     """Keeps an activity_regularizer in the config, which Keras' own base class leaves out."""
 
@@ -182,7 +186,13 @@ class SignalConv2D(OwnVariables, tfc.SignalConv2D):
             shape = self.kernel_support + (tf.TensorShape(input_shape)[-1], self.filters)
             initial = self.kernel_initializer(shape=shape, dtype=self.variable_dtype)
             self.kernel_parameter = RDFTKernel(initial)
+        # Regularizers take variables as they are; tfc would give them what they are in the compute type.
+        regularizers, self._kernel_regularizer, self._bias_regularizer = (self.kernel_regularizer, self.bias_regularizer), None, None
         super().build(input_shape)
+        self._kernel_regularizer, self._bias_regularizer = regularizers
+        for regularizer, parameter in zip(regularizers, (self.kernel_parameter, self.bias_parameter if self.use_bias else None)):
+            if regularizer is not None and parameter is not None:
+                self.add_loss(functools.partial(_penalty, regularizer, parameter))
         # TensorFlow would take multiples of these channels for groups.
         self.input_spec = tf.keras.layers.InputSpec(ndim=4, axes={-1: tf.TensorShape(input_shape)[-1]})
 

@@ -177,9 +177,9 @@ class _GoConv(Regularized, tf.keras.layers.Layer):
         return conv, self._make_activation(f"{name}_activation")
 
     def _own(self, argument):
-        """A path's own initializer or regularizer: one without a seed gives all that share it the same numbers."""
+        """A path's own initializer, if it has no seed: Keras' then give all that share it the same numbers."""
         value = getattr(self, argument)
-        return type(value).from_config(value.get_config()) if hasattr(value, "from_config") else value
+        return type(value).from_config(value.get_config()) if getattr(value, "seed", 0) is None else value
 
     def _make_activation(self, name):
         keep = {}  # a policy's name, as layers that Keras makes the config of take nothing else

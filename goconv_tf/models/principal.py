@@ -17,6 +17,7 @@ from goconv_tf.models.variable_rate import PIXEL_SCALE
 INSIDE = 0.25  # what pixels are multiplied by inside the transforms, so that GDN starts nearly linear
 UNUSED = 0.01  # what random kernels are multiplied by on paths that carry nothing yet
 CROPS = (256, 128)  # how many crops components are computed from, and their side in pixels
+BATCH = 8  # of them go through a model at once, fewer pixels than a training step has
 LEAST_WIDTH = 0.1  # of a channel of y
 FAINT = 0.02  # what random kernels of the hyper networks are multiplied by
 Z_STEPS = 3.0  # z where y is as wide as usual
@@ -30,6 +31,12 @@ def gain(lmbda):
     R + lambda * D, with three components a pixel, is least at d^2 = 18 / (lambda ln 2) in squared 8-bit units.
     """
     return PIXEL_SCALE / INSIDE / np.sqrt(18.0 / (lmbda * math.log(2.0)))
+
+
+def by_batches(function, pictures):
+    """function(pictures [n, h, w, c]), computed for BATCH of them at once: tensors, or a structure of them, of all."""
+    parts = [function(pictures[start : start + BATCH]) for start in range(0, len(pictures), BATCH)]
+    return tf.nest.map_structure(lambda *part: tf.concat(part, axis=0), *parts)
 
 
 def blocks(maps):
@@ -166,7 +173,7 @@ def entropy_start(model, pictures):
     groups_high, groups_low = (count // 16 for count in (h_a[2].filters_high, h_a[2].filters_low))
     if not 0 < groups_high <= h_s[0].filters_high or not 0 < groups_low <= h_s[0].filters_low:
         return
-    y = model.transform(pictures, tf.constant([config.lmbda_middle]))
+    y = by_batches(lambda part: model.transform(part, tf.constant([config.lmbda_middle])), pictures)
     wide_high, wide_low = (np.maximum(np.sqrt(np.mean(np.square(part), axis=(0, 1, 2))), LEAST_WIDTH) for part in y)
     for layer in (*h_a, *h_s):
         for conv in (layer.up, layer.down):

@@ -13,7 +13,7 @@ import tensorflow as tf
 
 from goconv_tf.entropy import RoundingWalker
 from goconv_tf.errors import UsageError
-from goconv_tf.models.principal import LEAST_WIDTH, Z_STEPS, components, fit_prior
+from goconv_tf.models.principal import LEAST_WIDTH, Z_STEPS, by_batches, components, fit_prior
 
 MAGNITUDE = 0.06  # in the hyper networks, of a channel as wide as usual: small for tanh
 WRITE, KEEP, OUT, CANDIDATE = range(4)  # the order in a cell's kernels
@@ -223,9 +223,13 @@ def scalable_start(model, pictures):
 
 def _latents(model, pictures):
     """[(y, z)] of each layer."""
-    walker = RoundingWalker(model.analysis(pictures, None))
-    model.walk(walker)
-    return [(walker.latents[f"y_{k}"], walker.latents[f"z_{k}"]) for k in range(model.config.iterations)]
+
+    def walk(part):
+        walker = RoundingWalker(model.analysis(part, None))
+        model.walk(walker)
+        return [(walker.latents[f"y_{k}"], walker.latents[f"z_{k}"]) for k in range(model.config.iterations)]
+
+    return by_batches(walk, pictures)
 
 
 def _hyper_start(model, widths):

@@ -11,10 +11,9 @@ import tensorflow as tf
 
 from goconv_tf.layers import OctaveTensor, exact
 from goconv_tf.models.octave import chain, set_kernel
-from goconv_tf.models.principal import FAINT, INSIDE, LEAST_WIDTH, UNUSED, blocks, components, fit_factors, fit_prior, gain, share
+from goconv_tf.models.principal import FAINT, INSIDE, LEAST_WIDTH, UNUSED, blocks, by_batches, components, fit_factors, fit_prior, gain, share
 from goconv_tf.models.variable_rate import PIXEL_SCALE
 
-_BATCH = 8  # pictures at once
 _RIDGE = 1e-3  # of regressions, as a share of the mean square
 _ROUNDS = 4  # of those for scales, which are weighed by the scales of the round before
 
@@ -83,11 +82,8 @@ def _clear(layer, path, channels):
 
 def _left_out(narrow, pictures, lmbda):
     """What the synthesis of latents that nobody rounded misses of pictures, [n, h, w, 3] in the model's units."""
-    left = []
-    for start in range(0, len(pictures), _BATCH):
-        part = pictures[start : start + _BATCH]
-        left.append((part - narrow.synthesis(narrow.transform(part, lmbda), lmbda).numpy()) / PIXEL_SCALE)
-    return np.concatenate(left).astype(np.float64)
+    shown = by_batches(lambda part: narrow.synthesis(narrow.transform(part, lmbda), lmbda), pictures).numpy()
+    return (pictures.astype(np.float64) - shown) / PIXEL_SCALE
 
 
 def _encode(maps, vectors):
@@ -231,7 +227,7 @@ def _add_entropy(model, narrow, pictures, lambdas):
     pieces = []
     for k, lmbda in enumerate(lambdas):
         part = pictures[k :: len(lambdas)]
-        y = model.transform(part, tf.constant([lmbda], tf.float32))
+        y = by_batches(lambda crops, at=lmbda: model.transform(crops, tf.constant([at], tf.float32)), part)
         z = model.hyper_analysis(y)
         z_rounded, y_low = OctaveTensor(*map(tf.round, z)), tf.round(y.low)
         p = chain(model.h_s[:2], z_rounded)
