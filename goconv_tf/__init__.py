@@ -28,8 +28,8 @@ _HOME = {
     "new_model": "zoo",
     "GoConvError": "errors",
 }
-_MODULES = ("layers", "entropy", "models", "errors", "presets", "zoo", "codec", "picture_io", "memory", "bitstream", "metrics")
-_MODULES += ("losses", "data", "training")
+_MODULES = ["layers", "entropy", "models", "errors", "presets", "zoo", "codec", "picture_io", "memory", "bitstream", "metrics", "losses", "data"]
+_MODULES += ["training"]
 
 if TYPE_CHECKING:  # what `__getattr__` gives
     from goconv_tf import bitstream, codec, data, entropy, errors, layers, losses, memory, metrics, models, picture_io, presets, training, zoo  # noqa: F401  # noqa: F401
