@@ -28,11 +28,11 @@ _HOME = {
     "new_model": "zoo",
     "GoConvError": "errors",
 }
-_MODULES = ["layers", "entropy", "models", "errors", "presets", "zoo", "codec", "picture_io", "memory", "bitstream", "metrics", "losses", "data"]
-_MODULES += ["training"]
+_MODULES = ["layers", "entropy", "models", "errors", "presets", "zoo", "codec", "picture_io", "memory", "bitstream"]
+_MODULES += ["metrics", "losses", "data", "training"]
 
 if TYPE_CHECKING:  # what `__getattr__` gives
-    from goconv_tf import bitstream, codec, data, entropy, errors, layers, losses, memory, metrics, models, picture_io, presets, training, zoo  # noqa: F401  # noqa: F401
+    from goconv_tf import bitstream, codec, data, entropy, errors, layers, losses, memory, metrics, models, picture_io, presets, training, zoo  # noqa: F401
     from goconv_tf.codec import compress, decompress  # noqa: F401
     from goconv_tf.errors import GoConvError  # noqa: F401
     from goconv_tf.picture_io import read_picture  # noqa: F401

@@ -44,9 +44,10 @@ def _number_after(path, key) -> float:
         return math.inf
 
 
-def check(needed, what):
-    """GoConvError if so many bytes are more than are available."""
-    if needed > (available := available_memory()):
+def check(needed, what, available=None):
+    """GoConvError if so many bytes are more than are available: as just found, or by now."""
+    available = available_memory() if available is None else available
+    if needed > available:
         raise GoConvError(f"{what} need about {needed / 2**30:.1f} GiB of memory; {available / 2**30:.1f} GiB are available")
 
 
@@ -83,5 +84,5 @@ def choose_tile(model, size, tile=None, exact=True):
         room = max(min(TILE_BYTES, available - tiled), 0)
         tile = max(int(math.sqrt(room / model.bytes_per_pixel) / CELL) - 2, 1) * CELL
     needed = whole if not tile else min((tile + 2 * CELL) ** 2, pixels) * model.bytes_per_pixel + tiled
-    check(needed, f"{size[1]} x {size[0]} pixels")
+    check(needed, f"{size[1]} x {size[0]} pixels", available)
     return tile // CELL if tile else None
