@@ -344,8 +344,9 @@ def models(verbose=False):
     for model in found:
         weights = os.path.join(model.path, zoo.WEIGHTS_FILE)
         size = f"{os.path.getsize(weights) / 2**20:.1f} MiB" if os.path.exists(weights) else f"{zoo.WEIGHTS_FILE} is missing"
-        rates = [row["bpp"] for row in model.card.get("kodak", [])]
-        reach = f"{min(rates):.2f} to {max(rates):.2f} bpp on Kodak" if rates else "rates not measured"
+        rates = sorted(row["bpp"] for row in model.card.get("kodak", []))
+        ends = dict.fromkeys(f"{rate:.2f}" for rate in (*rates[:1], *rates[-1:]))
+        reach = f"{' to '.join(ends)} bpp on Kodak" if rates else "rates not measured"
         print(f"{model.name}: {model.model}, fingerprint {model.fingerprint}, {size}, {model.config.rates_text}, {reach}")
         if verbose:
             print(f"  {model.path}\n  " + json.dumps(model.card, indent=1).replace("\n", "\n  "))
