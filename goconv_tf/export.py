@@ -6,7 +6,6 @@ integers, and what `goconv_tf.codec` and `goconv_tf.bitstream` do around it. Fil
 
 import contextlib
 import os
-import secrets
 import shutil
 
 import tensorflow as tf
@@ -16,7 +15,7 @@ from goconv_tf import bitstream, codec, picture_io
 from goconv_tf.crc import crc16
 from goconv_tf.entropy.graph import GraphDecoder, GraphEncoder, require
 from goconv_tf.errors import UsageError
-from goconv_tf.files import check_new_folder, check_parent
+from goconv_tf.files import check_new_folder, check_parent, temporary_name
 from goconv_tf.layers.exact import to_grid
 
 _BYTES = [bytes([k]) for k in range(256)]
@@ -82,7 +81,7 @@ def save(model, path: str, max_pixels: int = picture_io.MAX_PIXELS) -> None:
     module.weights = list(model.variables)
     signatures = make_signatures(model, max_pixels)
     path = os.path.abspath(path)
-    temporary = os.path.join(os.path.dirname(path), f".{os.path.basename(path)}.{secrets.token_hex(8)}")
+    temporary = temporary_name(path)
     os.mkdir(temporary)
     try:
         with _quiet():

@@ -54,15 +54,19 @@ def atomic_write(path: str, data: bytes) -> None:
         os.replace(temporary, os.path.realpath(path))
 
 
+def temporary_name(path) -> str:
+    """A hidden name beside path, which nothing has."""
+    name = os.fsencode(os.path.basename(path))[:200].decode(errors="ignore")  # with what is added, no longer than names may be
+    return os.path.join(os.path.dirname(os.path.abspath(path)), f".{name}.{secrets.token_hex(8)}")
+
+
 @contextlib.contextmanager
 def staged(path: str, data: bytes):
     """The name of a file beside path that holds data, to be renamed to it; removed if it was not."""
     path = os.path.realpath(path)
     if os.path.exists(path) and not os.path.isfile(path):
         raise OSError(f"{path}: is not a regular file")
-    folder = os.path.dirname(os.path.abspath(path))
-    name = os.fsencode(os.path.basename(path))[:200].decode(errors="ignore")  # with what is added, no longer than names may be
-    temporary = os.path.join(folder, f".{name}.{secrets.token_hex(8)}")
+    temporary = temporary_name(path)
     try:
         try:
             with open(temporary, "xb") as f:

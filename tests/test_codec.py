@@ -617,7 +617,7 @@ def test_tiles_where_memory_is_short(model, monkeypatch):
     assert cells[0] is None and cells[1] > cells[2] > 1  # smaller tiles where there is less
     least = size[0] * size[1] * model.bytes_per_tiled_pixel
     monkeypatch.setattr(memory, "available_memory", lambda: least)
-    with pytest.raises(GoConvError, match=r"11904 x 11904 pixels need about \d\.\d GiB of memory"):
+    with pytest.raises(GoConvError, match=r"11904 x 11904 pixels need about 1\.2 GiB of memory"):
         memory.choose_tile(model, size)
 
 
