@@ -10,7 +10,6 @@ import argparse
 import glob
 import json
 import os
-import platform
 import shutil
 import statistics
 import subprocess
@@ -20,6 +19,9 @@ import time
 
 import numpy as np
 from PIL import Image
+
+from goconv_tf.evaluation import this_machine
+from goconv_tf.files import atomic_write
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path.insert(0, os.path.join(os.path.dirname(HERE), "experiments", "tables"))
@@ -245,12 +247,7 @@ SECTIONS = {f.__name__: f for f in (peer, peak, papers, coding, start, checkpoin
 
 
 def where_and_when():
-    return {"machine": f"{processor()}, {os.cpu_count()} cores", "when": time.strftime("%Y-%m-%d")}
-
-
-def processor():
-    with open("/proc/cpuinfo", encoding="utf-8") as f:
-        return next((line.split(":")[1].strip() for line in f if line.startswith("model name")), platform.processor())
+    return {"machine": this_machine(), "when": time.strftime("%Y-%m-%d")}
 
 
 def table(results):
@@ -394,18 +391,14 @@ def main():
         shown += [f"--{flag} {getattr(args, flag)}" for flag in ("model", "count") if getattr(args, flag) != parser.get_default(flag)]
         shown += ["--only_changed"] if args.only_changed and name == "checkpoints" else []
         common = {"command": " ".join(shown), **where_and_when()}
-        with open(os.path.join(args.output, f"{name}.json"), "w", encoding="utf-8") as f:
-            json.dump({**common, **result}, f, indent=1)
-            f.write("\n")
+        atomic_write(os.path.join(args.output, f"{name}.json"), (json.dumps({**common, **result}, indent=1) + "\n").encode())
     results = {}
     for name in SECTIONS:
         path = os.path.join(args.output, f"{name}.json")
         if os.path.exists(path):
             with open(path, encoding="utf-8") as f:
                 results[name] = json.load(f)
-    text = table(results)
-    with open(os.path.join(args.output, "README.md"), "w", encoding="utf-8") as f:
-        f.write(text)
+    atomic_write(os.path.join(args.output, "README.md"), table(results).encode())
 
 
 if __name__ == "__main__":

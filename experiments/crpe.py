@@ -21,7 +21,7 @@ from absl.flags import argparse_flags
 
 from goconv_tf import codec, commands, metrics, picture_io, zoo
 from goconv_tf.errors import GoConvError, UsageError, printable
-from goconv_tf.files import PICTURE_EXTENSIONS, atomic_write, plan
+from goconv_tf.files import PICTURE_EXTENSIONS, atomic_write, find_inputs
 
 argparse = argparse_flags.argparse
 
@@ -133,15 +133,17 @@ def averages(rows):
 def encode(args):
     folder = os.path.isdir(args.input_file)
     if folder:
-        files = plan([args.input_file], args.output_file or args.input_file, PICTURE_EXTENSIONS, ".bitstream")
+        output = args.output_file or args.input_file
         # As for a single picture, the whole name stays.
-        files = [(source, os.path.join(os.path.dirname(target), os.path.basename(source) + ".bitstream")) for source, target in files]
+        files = [
+            (source, os.path.join(output, os.path.basename(source) + ".bitstream")) for source in find_inputs([args.input_file], PICTURE_EXTENSIONS)
+        ]
         # What an earlier call wrote beside the pictures, and beside their files, is none of them.
         done = [(source, target) for source, target in files if os.path.exists(target)]
         written = {os.path.realpath(reconstruction_of(target)) for _, target in done}
         written |= {os.path.realpath(os.path.splitext(source)[0] + "_rec.png") for source, _ in done}  # as earlier versions named it
         files = [(source, target) for source, target in files if os.path.realpath(source) not in written]
-        os.makedirs(args.output_file or args.input_file, exist_ok=True)
+        os.makedirs(output, exist_ok=True)
     else:
         files = [(args.input_file, args.output_file or args.input_file + ".bitstream")]
     for source, target in files:
@@ -181,7 +183,7 @@ def command(args):
         return encode(args)
     model = args.restore_path or args.checkpoint_dir
     commands.check_kind(model, "crpe")
-    return commands.decompress([args.input_file, args.output_file or args.input_file + ".png"], model)
+    return commands.decompress([args.input_file] + [args.output_file] * (args.output_file is not None), model)
 
 
 def main(args):

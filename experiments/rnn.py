@@ -54,7 +54,6 @@ def make_parser():
             p.add_argument("input_file")
             extension = ".tfci" if name == "compress" else ".png"
             p.add_argument("output_file", nargs="?", help=f"Default: the input's name with {extension} appended.")
-            p.set_defaults(extension=extension)
     return parser
 
 
@@ -124,10 +123,10 @@ def command(args):
     if args.command == "train":
         return train(args)
     commands.check_kind(args.checkpoint_dir, "scalable_rnn")
-    args.output_file = args.output_file or args.input_file + args.extension
     if args.command == "compress":
+        args.output_file = args.output_file or args.input_file + ".tfci"
         return compress(args)
-    return commands.decompress([args.input_file, args.output_file], args.checkpoint_dir, layers=args.iter)
+    return commands.decompress([args.input_file] + [args.output_file] * (args.output_file is not None), args.checkpoint_dir, layers=args.iter)
 
 
 def main(args):

@@ -96,6 +96,8 @@ def plan(task, pattern) -> List[Tuple[str, str]]:
     reserved = {FileSystems.join(task.output, name) for name in (SETTINGS, METRICS, DEAD_LETTERS, SUMMARY)}
     inputs = re.compile(FileSystem.translate_pattern(_anchored(pattern + "*" if pattern.endswith("/") else pattern)))  # as Beam takes a folder
     for source in sources:
+        if {".", ".."} & set(source[len(base) :].split("/")):  # which names in object stores may have
+            raise UsageError(f"{source}: has . or .. as a folder, which would be another one below --output")
         target = FileSystems.join(task.output, *posixpath.splitext(source[len(base) :])[0].split("/")) + EXTENSIONS[task.command]
         if target in taken:
             raise UsageError(f"{taken[target]} and {source} would both be written to {target}")

@@ -92,7 +92,7 @@ def compress(
     Raises:
       ImageError: if the picture is something else.
       CheckpointError: if the model has no integers to be exact with.
-      UsageError: if the model cannot be tiled, or there is no such entropy coder.
+      UsageError: if the model is of no folder (`info_of`) or cannot be tiled, or there is no such entropy coder.
       RateError: if lmbda, target_bpp or layers are out of the model's reach, or target_bpp is given with another.
       GoConvError: if the picture needs more memory than there is.
     """
@@ -102,12 +102,12 @@ def compress(
         raise UsageError(f"entropy_coder must be {' or '.join(bitstream.CODER_NAMES)}, not {entropy_coder}")
     picture_io.check_picture(picture)
     check_operating_point(model.config, lmbda, target_bpp, layers)
+    info = info_of(model)
     check_exact(model, exact)
     height, width = picture.shape[:2]
     padded_size = [_padded(n, model.alignment) for n in (height, width)]
     cells = memory.choose_tile(model, padded_size, tile, exact)
     padded = pad(picture, model.alignment)
-    info = model.info
     codings = 0
 
     def code(value):
@@ -167,10 +167,19 @@ def estimate(model: "Codec", picture: np.ndarray, lmbda: Optional[float] = None,
     return {name: float(rates[name][0]) for names in model.config.layers[:layers] for name in names}
 
 
+def info_of(model) -> "zoo.ModelInfo":
+    """The ModelInfo of the folder that a model is of; UsageError if it has been trained since, or never was in one: files name such folders."""
+    if model.info is None:
+        raise UsageError("the model's weights are those of no model folder, which files would name: save_pretrained them, and load_pretrained that")
+    return model.info
+
+
 def check_exact(model, exact):
     """CheckpointError if a model has no integers to be exact with."""
     if exact and not model.has_exact:
-        raise CheckpointError(f"{model.info.name} has no integer form of its entropy model: save it again with this version, or code with --noexact")
+        raise CheckpointError(
+            f"{info_of(model).name} has no integer form of its entropy model: save it again with this version, or code with --noexact"
+        )
 
 
 def cut_to_rate(stream, target_bpp) -> "bitstream.Stream":
@@ -277,7 +286,7 @@ def decompress(
       ModelMismatchError: if another model or other weights wrote it.
       CheckpointError: if the stream needs integers that the model does not have.
       RateError: if it has fewer layers.
-      UsageError: if the region is not within the picture, or the model cannot be tiled.
+      UsageError: if the region is not within the picture, or the model cannot be tiled or is of no folder (`info_of`).
       GoConvError: if the picture needs more memory than there is.
     """
     with limits.seconds(max_seconds):
@@ -287,7 +296,7 @@ def decompress(
 @memory.guarded()
 def decode(model, stream, layers=None, problems=None, tile=None, region=None):
     """The picture in a `bitstream.Stream`; as `decompress`. problems: a list for what is wrong with it, which is then decoded all the same."""
-    check_model(stream, model.info)
+    check_model(stream, info_of(model))
     names = model.config.layers
     if len(stream.layers) + stream.missing > len(names) or any(len(s.sections) != len(n) for s, n in zip(stream.layers, names)):
         raise BitstreamError(f"the file is damaged: it has other layers than {model.info.name} codes")

@@ -57,11 +57,15 @@ def check_replaceable(path):
 
 
 def read_stream_file(path) -> bytes:
-    """A file's bytes, or its first ones if it is not a stream; BitstreamError if it cannot be read."""
+    """A file's bytes, or its first ones if it is not a stream; BitstreamError if it cannot be read, GoConvError if memory is too short for it."""
     try:
         with open(path, "rb") as f:
             start = f.read(len(bitstream.MAGIC))
-            return start + f.read() if start == bitstream.MAGIC else start
+            if start != bitstream.MAGIC:
+                return start
+            size = os.fstat(f.fileno()).st_size
+            memory.check(3 * size, f"{path}: {size} bytes")  # as they are, and as substreams
+            return start + f.read()
     except MemoryError:
         raise BitstreamError(f"{path}: is too large for this machine's memory") from None
     except FileNotFoundError:
@@ -286,13 +290,22 @@ def bd_rate(anchor, test, metric):
     return 0
 
 
+def _read_curves(results):
+    """`read_results` of each; those of other pictures than the first get a line on stderr, as a plot does not show it."""
+    curves = [evaluation.read_results(path) for path in results]
+    for curve in curves[1:]:
+        if why := evaluation.other_pictures(curves[0], curve):
+            print(f"note: {printable(why)}", file=sys.stderr)
+    return curves
+
+
 def plot(results, output, title="", max_bpp=None):
     """The plot command; returns the exit status."""
     extension = os.path.splitext(output)[1].lower()
     if extension not in (".png", ".pdf", ".svg"):
         raise UsageError(f"{output}: unknown plot format {extension!r}; use .png, .pdf or .svg")
     check_output(output, "")
-    curves = [evaluation.read_results(path) for path in results]
+    curves = _read_curves(results)
     plots.rate_distortion(output, curves, title=title, max_bpp=max_bpp)
     print(output)
     return 0
@@ -305,7 +318,7 @@ def report(results, output, images=(), target_bpp=0.3, title="Rate and distortio
     if not output.lower().endswith((".html", ".htm")):
         raise UsageError(f"{output}: a page's name ends in .html")
     check_output(output, "")
-    curves = [evaluation.read_results(path) for path in results]
+    curves = _read_curves(results)
     page.write(output, curves, images, target_bpp, title, models)
     print(f"{output}: {os.path.getsize(output) / 2**20:.1f} MiB, {len(curves)} curves, {len(images)} pictures")
     return 0

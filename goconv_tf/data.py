@@ -10,7 +10,6 @@ import os
 import threading
 
 import numpy as np
-from PIL import Image
 
 from goconv_tf import picture_io
 from goconv_tf.errors import DataError, ImageError, printable
@@ -78,7 +77,7 @@ class PatchSource:
         self.paths, self.too_small, self.unreadable, self.damaged = [], 0, 0, set()
         for path in paths:
             try:
-                with picture_io.pillow_limit(picture_io.MAX_PIXELS), Image.open(path) as image:
+                with picture_io.pillow_limit(picture_io.MAX_PIXELS), picture_io.open_picture(path) as image:
                     size = image.size
                 if size[0] * size[1] > picture_io.MAX_PIXELS:  # Pillow warns up to twice the limit
                     raise ImageError(f"{path}: too large")

@@ -7,6 +7,7 @@ line of its own (measured.jsonl), so that an interrupted evaluation goes on wher
 
 import concurrent.futures
 import concurrent.futures.process
+import contextlib
 import functools
 import hashlib
 import io
@@ -23,7 +24,7 @@ import numpy as np
 
 from goconv_tf import bitstream, codec, memory, metrics, picture_io, published, zoo
 from goconv_tf.errors import GoConvError, ImageError, UsageError
-from goconv_tf.files import PICTURE_EXTENSIONS, atomic_write, plan
+from goconv_tf.files import PICTURE_EXTENSIONS, atomic_write, find_inputs
 
 # A part of every measured row's key: counted up when measuring the same weights again would give something else.
 MEASURED_BY = 3
@@ -35,6 +36,8 @@ def operating_points(config, count: int = 8) -> List[dict]:
 
     count: how many lambdas, spread evenly over the logarithm of the range.
     """
+    if config.has_lambda and config.lmbda_min == config.lmbda_max:
+        return [{"lmbda": config.lmbda_min}]
     if config.has_lambda:
         lambdas = np.exp(np.linspace(np.log(config.lmbda_min), np.log(config.lmbda_max), count))
         return [{"lmbda": float(min(max(lmbda, config.lmbda_min), config.lmbda_max))} for lmbda in lambdas]
@@ -178,11 +181,12 @@ def _measure_task(spec, identity, path, point):
 
 
 class Store:
-    """Measured rows by what made them, in a file of JSON lines that survives being killed at any time."""
+    """Measured rows, and the machines whose seconds they have, by what made them, in a file of JSON lines that survives being killed at any time."""
 
     def __init__(self, path):
         self.path = path
         self.rows: Dict[str, dict] = {}
+        self.machines: Dict[str, str] = {}
         if os.path.exists(path):
             with open(path, "rb") as f:
                 data = f.read()
@@ -190,16 +194,25 @@ class Store:
                 try:
                     entry = json.loads(line)
                     self.rows[entry["key"]] = entry["row"]
-                except (ValueError, KeyError, TypeError):
+                    self.machines[entry["key"]] = str(entry.get("machine", "a machine not noted"))
+                except (ValueError, KeyError, TypeError, RecursionError):
                     continue  # the line that was being written
             if data and not data.endswith(b"\n"):
                 with open(path, "ab") as f:
                     f.write(b"\n")
 
-    def add(self, key, row):
-        self.rows[key] = row
+    def add(self, key, row, machine):
+        self.rows[key], self.machines[key] = row, machine
         with open(self.path, "ab") as f:
-            f.write((json.dumps({"key": key, "row": row}) + "\n").encode())
+            f.write((json.dumps({"key": key, "row": row, "machine": machine}) + "\n").encode())
+
+
+def this_machine() -> str:
+    """The processor and the number of its cores."""
+    name = platform.processor() or platform.machine()
+    with contextlib.suppress(OSError), open("/proc/cpuinfo", encoding="utf-8", errors="replace") as f:
+        name = next((line.partition(":")[2].strip() for line in f if line.startswith("model name")), name)
+    return f"{name}, {os.cpu_count()} cores"
 
 
 def _file_hash(path):
@@ -223,7 +236,9 @@ def evaluate(specs, images, output, jobs=1, per_image=False, as_csv=False) -> Li
     """
     import tqdm
 
-    paths = [source for source, _ in plan([images], output, PICTURE_EXTENSIONS, ".json")]
+    paths = find_inputs([images], PICTURE_EXTENSIONS)
+    if per_image and len({_stem(path) for path in paths}) < len(paths):
+        raise UsageError(f"{images}: two of its pictures have the same name but for the extension, which files of --per_image do not have")
     subjects: List[Any] = [make_subject(*spec) for spec in specs]
     if len({subject.name for subject in subjects}) < len(subjects):
         raise UsageError("two of the models have the same name")
@@ -231,6 +246,7 @@ def evaluate(specs, images, output, jobs=1, per_image=False, as_csv=False) -> Li
     each = sorted(hashlib.sha256(picture_io.read_picture(path).tobytes()).hexdigest() for path in paths)
     pixels = hashlib.sha256("".join(each).encode()).hexdigest()[:16]
     hashes = {path: _file_hash(path) for path in paths}
+    machine = this_machine() + (f", {jobs} processes" if jobs > 1 else "")
     os.makedirs(output, exist_ok=True)
     store = Store(os.path.join(output, "measured.jsonl"))
 
@@ -242,7 +258,7 @@ def evaluate(specs, images, output, jobs=1, per_image=False, as_csv=False) -> Li
     with tqdm.tqdm(total=len(tasks), initial=len(tasks) - len(missing), unit="coding", mininterval=0.5 if sys.stderr.isatty() else 30) as bar:
 
         def done(subject, path, point, row):
-            store.add(key(subject, path, point), row)
+            store.add(key(subject, path, point), row, machine)
             bar.set_description(subject.name, refresh=False)
             bar.update()
 
@@ -264,7 +280,8 @@ def evaluate(specs, images, output, jobs=1, per_image=False, as_csv=False) -> Li
     written = []
     for subject in subjects:
         rows = [{path: store.rows[key(subject, path, point)] for path in paths} for point in subject.points]
-        written.append(_write(subject, rows, images, pixels, output, as_csv))
+        machines = " and ".join(sorted({store.machines[key(subject, path, point)] for path in paths for point in subject.points}))
+        written.append(_write(subject, rows, images, pixels, machines, output, as_csv))
         if per_image:
             _write_per_image(subject, rows, output)
     return written
@@ -290,7 +307,7 @@ def _measures(rows):
     return list(dict.fromkeys(name for row in rows for name in row))
 
 
-def _write(subject, rows, images, pixels, output, as_csv):
+def _write(subject, rows, images, pixels, machines, output, as_csv):
     pairs = [mean_row(point, by_path) for point, by_path in zip(subject.points, rows)]
     pairs.sort(key=lambda pair: pair[0]["bpp"])
     names = _measures(row for row, _ in pairs)
@@ -304,7 +321,7 @@ def _write(subject, rows, images, pixels, output, as_csv):
             "dataset": os.path.basename(os.path.abspath(images)),
             "pictures": len(rows[0]),
             "pixels": pixels,
-            "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+            "machine": machines,
             "python": platform.python_version(),
             **({"null": reasons} if reasons else {}),
         },
@@ -333,11 +350,15 @@ def _write_csv(contents, output):
         atomic_write(os.path.join(folder, f"{contents['name']}.txt"), ("\n".join(lines) + "\n").encode("utf-8", "backslashreplace"))
 
 
+def _stem(path):
+    return os.path.splitext(os.path.basename(path))[0]
+
+
 def _write_per_image(subject, rows, output):
     folder = os.path.join(output, "per_image", subject.name)
     os.makedirs(folder, exist_ok=True)
     for path in rows[0]:
-        stem = os.path.splitext(os.path.basename(path))[0]
+        stem = _stem(path)
         ordered = sorted(({**point, **by_path[path]} for point, by_path in zip(subject.points, rows)), key=lambda row: row["bpp"])
         results = {name: [row.get(name) for row in ordered] for name in _measures(ordered)}
         contents = {"source": stem, "name": subject.name, "description": subject.description, "results": results}
@@ -368,10 +389,12 @@ def read_results(path_or_name) -> Dict[str, Any]:
                 pairs = [(float(rate), float(value)) for rate, value in zip(rates, values) if value is not None]
                 curves[name] = [pair for pair in pairs if math.isfinite(pair[1])]  # lossless points have no place in dB
         meta = dict(data.get("meta", {}))
+        if not all(isinstance(meta.get(key, ""), str) for key in ("codec", "model", "fingerprint")):
+            raise TypeError("codec, model or fingerprint is no text")
         return {"name": str(data.get("name", path_or_name)), "description": str(data.get("description", "")), "results": curves, "meta": meta}
     except FileNotFoundError:
         raise UsageError(f"{path_or_name}: no such file; published curves are named like kodak:bpg444") from None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError) as error:
         raise UsageError(f"{path_or_name}: not a results file ({type(error).__name__}: {error})") from error
 
 
@@ -398,6 +421,8 @@ def bits_at_equal_quality(anchor, test, metric="psnr-rgb") -> str:
     """
     from scipy.interpolate import PchipInterpolator
 
+    if why := other_pictures(anchor, test):
+        return why
     point, points = rising_points(test, metric), rising_points(anchor, metric)
     if not (point and points):
         return "not measured"
@@ -405,6 +430,21 @@ def bits_at_equal_quality(anchor, test, metric="psnr-rgb") -> str:
     if len(points) < 2 or not qualities[0] <= quality <= qualities[-1]:
         return "out of its range"
     return f"{rate / np.exp(PchipInterpolator(qualities, np.log(rates))(quality)) - 1:+.1%}"
+
+
+def other_pictures(one, two) -> str:
+    """Why two `read_results` do not compare, as they are of different pictures; empty if they are not, or do not say what they are of."""
+    for published_one, other in ((one, two), (two, one)):
+        dataset = published_one.get("dataset")
+        others = other.get("dataset") or other.get("meta", {}).get("dataset")
+        if dataset and others and not published.is_of(dataset, str(others)):
+            return f"{published_one['name']} is of different pictures, {dataset}, than {other['name']}, of the folder {others!r}"
+    metas = [data.get("meta", {}) for data in (one, two)]
+    for key in ("pixels", "pictures"):  # published curves and earlier versions' files do not have all of it
+        if None not in (found := [meta.get(key) for meta in metas]) and found[0] != found[1]:
+            sets = " and ".join(f"{meta.get('pictures')} of {meta.get('dataset')!r}" for meta in metas)
+            return f"{one['name']} and {two['name']} are of different pictures: {sets}"
+    return ""
 
 
 def bd_rate(anchor, test, metric="psnr-rgb") -> BDRate:
@@ -417,16 +457,8 @@ def bd_rate(anchor, test, metric="psnr-rgb") -> BDRate:
     """
     import bjontegaard
 
-    for published_one, other in ((anchor, test), (test, anchor)):
-        dataset = published_one.get("dataset")
-        others = other.get("dataset") or other.get("meta", {}).get("dataset")
-        if dataset and others and not published.is_of(dataset, str(others)):
-            raise GoConvError(f"{published_one['name']} is of different pictures, {dataset}, than {other['name']}, of the folder {others!r}")
-    metas = [data.get("meta", {}) for data in (anchor, test)]
-    for key in ("pixels", "pictures"):  # published curves and earlier versions' files do not have all of it
-        if None not in (found := [meta.get(key) for meta in metas]) and found[0] != found[1]:
-            sets = " and ".join(f"{meta.get('pictures')} of {meta.get('dataset')!r}" for meta in metas)
-            raise GoConvError(f"{anchor['name']} and {test['name']} are of different pictures: {sets}")
+    if why := other_pictures(anchor, test):
+        raise GoConvError(why)
     curves = []
     for data in (anchor, test):
         rising = rising_points(data, metric)

@@ -36,9 +36,10 @@ def make_signatures(model, max_pixels: int = picture_io.MAX_PIXELS):
 
     Raises:
       CheckpointError: if the model has no integers to be exact with.
+      UsageError: if it is of no folder (`codec.info_of`).
     """
+    info, config = codec.info_of(model), model.config
     codec.check_exact(model, True)
-    config = model.config
     model.keeps_stages = True
     compressions = {
         "lmbda": (lambda image, lmbda: {"data": _compress(model, max_pixels, image, lmbda)}, tf.float32),
@@ -49,9 +50,9 @@ def make_signatures(model, max_pixels: int = picture_io.MAX_PIXELS):
     compress, dtype = compressions[point]
     specs = [tf.TensorSpec([None, None, 3], tf.uint8, "image")] + ([tf.TensorSpec([], dtype, point)] if point else [])
     facts = {
-        "name": model.info.name,
-        "model": model.info.model,
-        "fingerprint": model.info.fingerprint,
+        "name": info.name,
+        "model": info.model,
+        "fingerprint": info.fingerprint,
         "format_version": bitstream.VERSION,
         "layers": len(config.layers),
         "max_pixels": max_pixels,
@@ -89,6 +90,8 @@ def save(model, path: str, max_pixels: int = picture_io.MAX_PIXELS) -> None:
         os.rename(temporary, path)
     except tf.errors.OpError as error:
         raise OSError(f"{path}: cannot be written: {error.message}") from error
+    except UnicodeEncodeError as error:
+        raise UsageError(f"{path}: TensorFlow writes only where names of folders are UTF-8") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 

@@ -85,6 +85,9 @@ def plan(inputs, output_dir, extensions, new_extension):
     """[(input, output)] for files and folders of them.
 
     Two paths are taken as IN OUT, unless OUT has the name of an input.
+
+    Raises:
+      UsageError: if it is not clear what is meant, or two outputs would be the same.
     """
     if not output_dir and len(inputs) == 2 and not os.path.isdir(inputs[0]):
         if inputs[1].lower().endswith(extensions):
@@ -92,18 +95,24 @@ def plan(inputs, output_dir, extensions, new_extension):
         return [(inputs[0], inputs[1])]
     if not output_dir and (len(inputs) > 1 or os.path.isdir(inputs[0])):
         raise UsageError("several files or a folder need --output_dir")
-    files = []
-    for path in inputs:
-        if os.path.isdir(path):
-            found = sorted(os.path.join(path, name) for name in os.listdir(path) if name.lower().endswith(extensions))
-            if not found:
-                raise UsageError(f"{path}: no files with {', '.join(extensions)} in this folder")
-            files += found
-        else:
-            files.append(path)
+    files = find_inputs(inputs, extensions)
     if not output_dir:
         return [(files[0], files[0] + new_extension)]
     pairs = [(path, os.path.join(output_dir, os.path.splitext(os.path.basename(path))[0] + new_extension)) for path in files]
     if len({out for _, out in pairs}) < len(pairs):
         raise UsageError("two of the inputs would be written to the same file")
     return pairs
+
+
+def find_inputs(inputs, extensions):
+    """The files among inputs, and those of its folders that have one of the extensions and are not hidden; UsageError if a folder has none."""
+    files = []
+    for path in inputs:
+        if os.path.isdir(path):
+            found = sorted(os.path.join(path, name) for name in os.listdir(path) if name.lower().endswith(extensions) and not name.startswith("."))
+            if not found:
+                raise UsageError(f"{path}: no files with {', '.join(extensions)} in this folder")
+            files += found
+        else:
+            files.append(path)
+    return files

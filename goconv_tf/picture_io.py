@@ -8,13 +8,18 @@ import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 from PIL.PngImagePlugin import PngInfo
 
-from goconv_tf.errors import ImageError
+from goconv_tf import memory
+from goconv_tf.errors import GoConvError, ImageError
 
 MAX_PIXELS = 200_000_000
 MARK = "goconv_tf"  # in decoded PNG files
 
 _PILLOWS_LIMIT = threading.Lock()
 _TURNS = {2: "FLIP_LEFT_RIGHT", 3: "ROTATE_180", 4: "FLIP_TOP_BOTTOM", 5: "TRANSPOSE", 6: "ROTATE_270", 7: "TRANSVERSE", 8: "ROTATE_90"}  # EXIF's
+# Those of `files.PICTURE_EXTENSIONS`, and SGI; TGA, which much looks like, is last. Pillow goes by a file's content, whatever its name, and has
+# Ghostscript run what is in EPS.
+_FORMATS = ("PNG", "JPEG", "WEBP", "AVIF", "BMP", "DIB", "TIFF", "GIF", "PPM", "JPEG2000", "QOI", "SGI", "TGA")
+_READING_BYTES = 15  # a pixel, that it takes to read a picture
 _PLAIN_MODES = ("RGB", "L", "P", "1", "CMYK", "YCbCr")
 
 
@@ -41,6 +46,12 @@ def _is_deep(image):
         or any(";16" in a and a != "BGR;16" for a in arguments)
         or max(maximum, default=0) > 255
     )
+
+
+def open_picture(file):
+    """Pillow's image of a file, or its name, in one of the formats that photographs come in; Pillow's errors."""
+    Image.init()
+    return Image.open(file, formats=[name for name in _FORMATS if name in Image.OPEN])
 
 
 @contextlib.contextmanager
@@ -88,22 +99,24 @@ def read_picture(path, max_pixels: int = MAX_PIXELS, file=None) -> np.ndarray:
 
     Raises:
       ImageError: if it cannot be read, has transparency, several pictures or more than 8 bits a sample, or is too large.
+      GoConvError: if it needs more memory than there is.
     """
     try:
         with pillow_limit(max_pixels):
-            opened = Image.open(path if file is None else file)
+            opened = open_picture(path if file is None else file)
         with opened as image:
             if image.width * image.height > max_pixels:
                 raise ImageError(f"{path}: {image.width} x {image.height} pixels; the limit is {max_pixels} (see --max_megapixels)")
             if getattr(image, "is_animated", False) and image.format != "MPO":  # what cameras add to a JPEG may be left
-                raise ImageError(f"{path}: has {image.n_frames} pictures; save the one that is meant by itself")
+                raise ImageError(f"{path}: has several pictures; save the one that is meant by itself")
+            memory.check(_READING_BYTES * image.width * image.height, f"{path}: {image.width} x {image.height} pixels")
             return from_pillow(image, path)
-    except ImageError:
+    except GoConvError:
         raise
     except FileNotFoundError:
         raise ImageError(f"{path}: no such file") from None
     except UnidentifiedImageError:
-        raise ImageError(f"{path}: cannot be read as a picture (in no format that Pillow knows)") from None
+        raise ImageError(f"{path}: cannot be read as a picture (it is none of {', '.join(_FORMATS)})") from None
     except MemoryError:
         raise ImageError(f"{path}: not enough memory") from None
     except Image.DecompressionBombError:  # from twice the limit on

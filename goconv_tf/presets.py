@@ -57,6 +57,12 @@ def _complete_octave(config):
             raise UsageError(f"{name} {getattr(config, name)} cannot be split with alpha {config.alpha:g}: both shares must be whole and positive")
 
 
+def _fewest_octave_weights(config) -> int:
+    """Fewer than a model has in its kernels of 5 x 5 within frequencies, whatever alpha is, and in the parameter estimation."""
+    n, m, hyper = config.filters, config.latents, config.hyper_width
+    return 6 * n * (n + m + hyper) + 4 * m * hyper + math.prod(config.estimation_widths)
+
+
 def _widths(num_filters, num_latents):
     """Changes that --num_filters and --num_latents ask for."""
     if num_filters:
@@ -94,6 +100,11 @@ class VariableRateConfig:
         _complete_octave(self)
         if not 0 < self.lmbda_min <= self.lmbda_max < 1:
             raise UsageError(f"lambdas must be between 0 and 1, not {self.lmbda_min:g} to {self.lmbda_max:g}")
+
+    @property
+    def fewest_weights(self) -> int:
+        """No model of this config has fewer numbers among its weights."""
+        return _fewest_octave_weights(self)
 
     @property
     def rates_text(self) -> str:
@@ -163,6 +174,10 @@ class CRPEConfig:
         return ((*(("z2_high", "z2_low") if self.second_hyper else ()), "z1_low", "z1_high", "y_low", "y_high"),)
 
     @property
+    def fewest_weights(self) -> int:
+        return _fewest_octave_weights(self)
+
+    @property
     def rates_text(self) -> str:
         return f"trained for lambda {self.lmbda:g}"
 
@@ -228,6 +243,12 @@ class ScalableRNNConfig:
         """Names of the latents, layer by layer, in coding order."""
         kinds = ("z", "y") if self.hyperprior else ("y",)
         return tuple(tuple(f"{kind}_{k}" for kind in kinds) for k in range(self.iterations))
+
+    @property
+    def fewest_weights(self) -> int:
+        """Fewer than there are in the kernels, 2 x 2 at least, that the cells have for their states of n channels."""
+        cells = [*self.encoder_filters, *self.decoder_filters, *(4 * [self.filters] if self.hyperprior else [])]
+        return sum(16 * n * n for n in cells)
 
     @property
     def rates_text(self) -> str:

@@ -22,13 +22,14 @@ def subject_of(results, models=()):
       models: `zoo.ModelInfo` of models to look for before the zoo's, by fingerprint.
 
     Raises:
-      GoConvError: if it is a model that neither these nor the zoo have, or has other weights by now.
+      GoConvError: if it is no name, or of a model that neither these nor the zoo have, or has other weights by now.
     """
     meta = results.get("meta", {})
     if meta.get("codec"):
         return evaluation.PillowSubject(meta["codec"])
     if not meta.get("model"):
         return None
+    zoo.check_name(results["name"])  # and not a path, or a place in the hub
     path = next((info.path for info in models if info.fingerprint == meta.get("fingerprint")), results["name"])
     subject = evaluation.ModelSubject(path, meta.get("entropy_coder", "tfc"))
     if subject.info.fingerprint != meta.get("fingerprint"):

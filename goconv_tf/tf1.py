@@ -1,5 +1,6 @@
 """Reads checkpoints of the originals' TensorFlow 1 code, by their variables' names, into models of ours."""
 
+import math
 import os
 import re
 
@@ -28,6 +29,8 @@ def import_scalable_rnn(path):
     reader, shapes = _open(path)
     problems = []
     config = _scalable_rnn_config(path, shapes)
+    if sum(math.prod(shape) for shape in shapes.values()) < config.fewest_weights:  # before memory is taken for what its biases claim
+        raise CheckpointError(f"{path}: its kernels do not fit its biases")
     model, weights = _scalable_rnn_weights(config)
     tables = {f"entropy_iter{k}/{name}" for k in range(config.iterations) for name in ("quantized_cdf", "cdf_length", "quantiles")}
     tables |= {f"conditional{k}/{name}" for k in range(config.iterations) for name in ("quantized_cdf", "cdf_length")}

@@ -16,12 +16,13 @@ import numpy as np
 import tensorflow as tf
 
 from goconv_tf import cluster, data, losses, memory, metrics, presets, zoo
-from goconv_tf.errors import CheckpointError, DataError, GoConvError, UsageError, first_line
+from goconv_tf.errors import CheckpointError, DataError, GoConvError, UsageError, first_line, printable
 from goconv_tf.files import alone_in, atomic_write
 from goconv_tf.models import MODELS, adopt, named_weights, principal, principal_rnn, widen
 from goconv_tf.optimizers import Adam, Schedule, Soap
 
 CENTRE_STEPS = 500
+SHOWN_SIDE = 512  # pixels of the first validation picture that TensorBoard shows
 PRINCIPAL_STARTS = {"variable_rate": principal.principal_start, "scalable_rnn": principal_rnn.scalable_start}  # of --init pca
 
 
@@ -158,7 +159,7 @@ class Validator:
         self.codec.build_exact()  # which files are made with; `build_tables` makes it anew
         self.distortion = model.distortion
         self.lambdas = lambdas if model.has_lambda else (0.0,)
-        self.pictures, digest = [], hashlib.sha256()
+        self.pictures, digest, self.shown = [], hashlib.sha256(), []
         for path in paths:
             picture = data.read_rgb(path)
             height, width = (n // 16 * 16 for n in picture.shape[:2])
@@ -186,12 +187,13 @@ class Validator:
         for target, source in zip(self.codec.variables, model.variables):
             target.assign(source)
         self.codec.build_tables()
-        rows, means = [], []
+        rows, means, self.shown = [], [], [self.pictures[0][:SHOWN_SIDE, :SHOWN_SIDE]]
         for lmbda in self.lambdas:
             coded = [
                 self.codec.compress(picture, lmbda, reconstruct=True, tile=memory.choose_tile(self.codec, picture.shape[:2]))
                 for picture in self.pictures
             ]
+            self.shown += [decoded[:SHOWN_SIDE, :SHOWN_SIDE] for decoded in coded[0].pictures]
             for k, weight in enumerate(self.codec.layer_lambdas(lmbda)):
                 bpp, mse, errors = [], [], []
                 for picture, result in zip(self.pictures, coded):
@@ -296,7 +298,12 @@ class Watch(tf.keras.callbacks.Callback):
         if self.progress.nan_step is not None:
             return
         if self.model.stop_training or time.time() - self.last >= 60 * self.options.val_minutes:
-            cluster.alone(self.model.distribute_strategy, self.watch)
+            try:
+                cluster.alone(self.model.distribute_strategy, self.watch)
+            except GoConvError as error:  # memory may have been short for a moment
+                if self.model.stop_training:
+                    raise
+                print(f"step {step_of(self.model)} not validated: {printable(error)}", flush=True)
             self.last = time.time()
 
     def watch(self):
@@ -334,14 +341,13 @@ class Watch(tf.keras.callbacks.Callback):
             f.write(json.dumps({"step": step, "time": time.time(), "loss": loss, "rows": rows, **setting}) + "\n")
         zoo.save_pretrained(self.validator.codec, export, name, card)
         if self.writer:
-            picture = self.validator.pictures[0]
-            coded = [shown for lm in self.validator.lambdas for shown in self.validator.codec.compress(picture, lm, reconstruct=True).pictures]
+            shown = self.validator.shown
             with self.writer.as_default(step):
                 tf.summary.scalar("validation/loss", loss)
                 for lm, bpp, psnr in rows:
                     tf.summary.scalar(f"validation/bpp_{lm:g}", bpp)
                     tf.summary.scalar(f"validation/psnr_{lm:g}", psnr)
-                tf.summary.image("reconstructions", np.stack([picture, *coded]), max_outputs=1 + len(coded))
+                tf.summary.image("reconstructions", np.stack(shown), max_outputs=len(shown))
 
 
 def make_config(options: Options):
@@ -528,6 +534,8 @@ def train(options: Options):
         start, total = saved_step(os.path.join(folder, "backup")), cluster.make_total(strategy)
         if total(start) != start * total(1):
             raise UsageError(f"the workers see different saves in {folder}: it must be one folder that all of them share")
+        if start >= options.last_step and (cluster.spans_machines(strategy) or exported_step(folder) >= start):
+            raise UsageError(f"{folder} is already at step {start} of {options.last_step}: raise --last_step to go on")
         if start and run:  # what it began with, whatever the flags say now
             options = dataclasses.replace(options, **{name: run[name] for name in ("warm_start", "init") if name in run})
         model = _compiled_model(options, config, source, strategy, start)
@@ -576,8 +584,6 @@ def _fit(options: Options, model, source, val_paths, strategy, start, total, sta
     folder, chief = options.checkpoint_dir, cluster.is_chief(strategy)
     backup_dir = os.path.join(folder, "backup")
     ended = start >= options.last_step
-    if ended and (cluster.spans_machines(strategy) or exported_step(folder) >= start):
-        raise UsageError(f"{folder} is already at step {start} of {options.last_step}: raise --last_step to go on")
     gpus = len(tf.config.list_logical_devices("GPU"))
     if chief:
         begun = "exporting" if ended else "going on from" if start else "starting at"

@@ -16,7 +16,7 @@ import threading
 import zlib
 from typing import TYPE_CHECKING, Any, Dict, List, NamedTuple, Optional, Tuple
 
-from goconv_tf import cards, hub
+from goconv_tf import cards, hub, memory
 from goconv_tf.errors import CheckpointError, UsageError
 from goconv_tf.files import atomic_write, staged
 from goconv_tf.presets import make_config
@@ -167,7 +167,8 @@ def save_pretrained(model: "Codec", path: str, name: str, card: Optional[Dict[st
     """Writes a model's weights and coding tables as a model folder, and a card (README.md) unless somebody else wrote one.
 
     Args:
-      model: a Codec with weights; its tables are built first if they are not there.
+      model: a Codec with weights; its tables are built first if they are not there, as after `fit`. Whoever changed its weights
+        otherwise calls its `build_tables` before.
       path: folder to write, made if missing.
       name: what streams call it, 1 to 128 characters without slashes.
       card: facts for config.json; "license" (as Hugging Face names it), "notes" and "kodak" (results) also show in README.md.
@@ -194,7 +195,11 @@ def save_pretrained(model: "Codec", path: str, name: str, card: Optional[Dict[st
         model.build_tables()
     weights = named_weights(model)
     exactly = {key: v.numpy() for key, v in weights.items()}
-    arrays = {key: np.ascontiguousarray(value.astype(dtype)) for key, value in exactly.items()}
+    with np.errstate(over="ignore"):
+        arrays = {key: np.ascontiguousarray(value.astype(dtype)) for key, value in exactly.items()}
+    if odd := [key for key, array in arrays.items() if not np.isfinite(array).all()]:
+        raise CheckpointError(f"{name} has weights that are not finite, or not in {dtype}, such as {odd[0]}")
+    had_integers = model.has_exact
     for key, entropy_model in model.entropy_models().items():
         arrays[f"tables/{key}/cdf"] = entropy_model.table.cdf
         arrays[f"tables/{key}/offset"] = entropy_model.table.offset
@@ -209,8 +214,8 @@ def save_pretrained(model: "Codec", path: str, name: str, card: Optional[Dict[st
     finally:
         for key, variable in weights.items():
             variable.assign(exactly[key])
-    if dtype != "float32":
-        model.build_exact()  # the model goes on with its own
+        if had_integers and dtype != "float32":
+            model.build_exact()  # the model goes on with its own
     data = save(arrays)
     sha256 = hashlib.sha256(data).hexdigest()
     fields = dataclasses.asdict(model.config)
@@ -271,8 +276,8 @@ def _replace(path, weights, config):
             except OSError:  # a filesystem without hard links
                 with open(weights_path, "rb") as f:
                     atomic_write(previous, f.read())
-        os.replace(new_weights, weights_path)
-        os.replace(new_config, config_path)
+        os.replace(new_weights, os.path.realpath(weights_path))
+        os.replace(new_config, os.path.realpath(config_path))
     with contextlib.suppress(FileNotFoundError):
         os.unlink(previous)
 
@@ -322,6 +327,7 @@ def load_pretrained(name_or_path: str, fold: bool = True) -> "Codec":
     Raises:
       CheckpointError: if there is no such model, or its files are missing or damaged.
     """
+    import numpy as np
     from safetensors import SafetensorError
     from safetensors.numpy import load
 
@@ -334,7 +340,10 @@ def load_pretrained(name_or_path: str, fold: bool = True) -> "Codec":
         arrays = load(data)
     except (SafetensorError, KeyError, ValueError) as error:  # of NumPy: types of numbers and sizes of arrays that it lacks
         raise CheckpointError(f"{weights_path} cannot be read: {error}") from error
-    model = new_model(info.config)
+    if sum(array.size for array in arrays.values()) < info.config.fewest_weights:  # before memory is taken for what the config claims
+        raise CheckpointError(f"{weights_path} does not fit its config: it has too few weights")
+    with memory.guarded():
+        model = new_model(info.config)
     weights = named_weights(model)
     entropy_models = model.entropy_models()
     wanted = {*weights, *(f"tables/{key}/{part}" for key in entropy_models for part in ("cdf", "offset"))}
@@ -344,6 +353,8 @@ def load_pretrained(name_or_path: str, fold: bool = True) -> "Codec":
     for key, variable in weights.items():
         if tuple(variable.shape) != arrays[key].shape:
             raise CheckpointError(f"{weights_path} does not fit its config: {key} has shape {arrays[key].shape}, not {tuple(variable.shape)}")
+        if not np.isfinite(arrays[key]).all():
+            raise CheckpointError(f"{weights_path} is damaged: {key} has values that are not finite")
         variable.assign(arrays[key].astype(variable.dtype.as_numpy_dtype))
     for key, entropy_model in entropy_models.items():
         entropy_model.table = CodingTable(arrays[f"tables/{key}/cdf"], arrays[f"tables/{key}/offset"])
@@ -403,7 +414,11 @@ def integers_hash(model) -> str:
 
 
 def new_model(config) -> "Codec":
-    """A freshly initialised model of a config, such as `presets.get_preset("variable_rate", "small")`."""
+    """A freshly initialised model of a config, such as `presets.get_preset("variable_rate", "small")`; UsageError where Keras is set to float64."""
+    import tensorflow as tf
+
     from goconv_tf.models import MODELS
 
+    if tf.keras.mixed_precision.global_policy().variable_dtype == "float64":  # in which the exact forms have their integers
+        raise UsageError("models compute in float32, or in less by Keras' mixed precision: not in float64")
     return MODELS[config.model](config).build_weights()

@@ -271,11 +271,12 @@ def test_names_that_are_no_text(model_dir, tmp_path, monkeypatch):
 
 
 def test_what_cannot_be_run(memory, model, model_dir, tmp_path, monkeypatch, capsys):
-    for name in ("a.png", "a.jpg", "b/_metrics.png", "_summary.png", f"c/{archive.TEMPORARY}/a.png"):
+    for name in ("a.png", "a.jpg", "b/_metrics.png", "_summary.png", f"c/{archive.TEMPORARY}/a.png", "d/../a.png"):
         memory[f"mem://in/{name}"] = png(draw(16, 16))
     before = dict(memory)
     for error, message, args in (
         (UsageError, "a.jpg and mem://in/a.png would both be written to mem://out/a.gcv", ("compress", "mem://in/a.*", "mem://out")),
+        (UsageError, "mem://in/d/../a.png: has . or .. as a folder", ("compress", "mem://in/d/**", "mem://out")),
         (UsageError, "no files match", ("compress", "mem://in/*.bmp", "mem://out")),
         (UsageError, "filesystem", ("compress", "s4://in/*.png", "mem://out")),
         (UsageError, "filesystem", ("compress", "mem://in/a.png", "s4://out")),

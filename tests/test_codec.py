@@ -14,11 +14,12 @@ import zlib
 
 import numpy as np
 import pytest
+import safetensors.numpy
 import tensorflow as tf
 from conftest import draw
 from PIL import Image, ImageOps
 
-from goconv_tf import bitstream, codec, commands, evaluation, limits, memory, picture_io, zoo
+from goconv_tf import bitstream, codec, commands, evaluation, limits, memory, picture_io, presets, zoo
 from goconv_tf.errors import CheckpointError, GoConvError, ImageError, ModelMismatchError, RateError, UsageError
 
 
@@ -143,8 +144,8 @@ def test_pictures_that_are_refused(tmp_path):
         (deep_avif(tmp_path / "deep.avif", rgb), "not supported"),
         (save(rgb, "deep.sgi", bpc=2), "not supported"),
         (save(Image.new("LAB", (20, 30)), "lab.tif"), "mode LAB"),
-        (save(rgb, "pages.tif", save_all=True, append_images=[rgb]), "has 2 pictures"),
-        (save(palette, "moving.gif", save_all=True, append_images=[rgb.rotate(90).convert("P")]), "has 2 pictures"),
+        (save(rgb, "pages.tif", save_all=True, append_images=[rgb]), "has several pictures"),
+        (save(palette, "moving.gif", save_all=True, append_images=[rgb.rotate(90).convert("P")]), "has several pictures"),
         (str(tmp_path / "text.png"), "cannot be read"),
         (str(tmp_path / "cut.png"), "cannot be read"),
         (str(tmp_path / "missing.png"), "no such file"),
@@ -155,8 +156,11 @@ def test_pictures_that_are_refused(tmp_path):
         assert "\n" not in str(error.value)
     with pytest.raises(ImageError, match="limit"):
         picture_io.read_picture(str(tmp_path / "whole.png"), max_pixels=599)
-    with pytest.raises(ImageError, match="limit is 1000 pixels"):  # Pillow decodes what is in an icon when it opens it
-        picture_io.read_picture(icon(tmp_path / "bomb.png", Image.new("1", (3000, 3000))), max_pixels=1000)
+    # What Pillow also knows, by content and not by name: it decodes what is in an icon when it opens it, and has Ghostscript run EPS.
+    (tmp_path / "program.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 100 100\n%%EndComments\n{} loop\n")
+    for path in (icon(tmp_path / "bomb.png", Image.new("1", (3000, 3000))), str(tmp_path / "program.png")):
+        with pytest.raises(ImageError, match=r"cannot be read as a picture \(it is none of PNG, JPEG"):
+            picture_io.read_picture(path)
     with pytest.raises(ImageError, match="transparency"):
         picture_io.from_pillow(rgb.convert("RGBA").quantize(8), "palette")
     # 5, 6 and 5 bits a sample are not more than 8.
@@ -515,8 +519,81 @@ def test_a_picture_within_iptc_data_is_not_read(tmp_path):
     (tmp_path / "a.jpg").write_bytes(data + field(8, 10, buffer.getvalue()))
     with Image.open(tmp_path / "a.jpg") as image:
         assert image.format == "IPTC" and image.size == (1, 1)
-    with pytest.raises(ImageError, match="IPTC"):
+        with pytest.raises(ImageError, match="IPTC"):
+            picture_io.from_pillow(image, "a.jpg")
+    with pytest.raises(ImageError, match="cannot be read as a picture"):
         picture_io.read_picture(str(tmp_path / "a.jpg"), max_pixels=100)
+
+
+def test_files_are_read_where_there_is_memory_for_them(model, tmp_path, monkeypatch):
+    Image.fromarray(draw(40, 48)).save(tmp_path / "a.png")
+    data = codec.compress(model, draw(40, 48), lmbda=0.02).data
+    (tmp_path / "a.gcv").write_bytes(data)
+    monkeypatch.setattr(memory, "available_memory", lambda: 15 * 40 * 48 - 1)
+    with pytest.raises(GoConvError, match=r"a\.png: 48 x 40 pixels need about"):
+        picture_io.read_picture(str(tmp_path / "a.png"))
+    monkeypatch.setattr(memory, "available_memory", lambda: 3 * len(data) - 1)
+    with pytest.raises(GoConvError, match=r"a\.gcv: \d+ bytes need about"):
+        commands.read_stream_file(str(tmp_path / "a.gcv"))
+    monkeypatch.setattr(memory, "available_memory", lambda: 3 * len(data))
+    assert commands.read_stream_file(str(tmp_path / "a.gcv")) == data
+
+
+def test_weights_that_are_none(model_dir, tmp_path):
+    """Not finite, too few for what config.json claims, or not finite in 16 bits: the model goes on as it was."""
+    model = zoo.load_pretrained(model_dir, fold=False)
+    beta = model.g_a[0].high_activation.beta.variable
+    before = beta.numpy()
+    beta.assign(np.where(np.arange(before.size) == 1, 1e5, before))
+    with pytest.raises(CheckpointError, match="not finite, or not in float16, such as g_a/0"):
+        zoo.save_pretrained(model, str(tmp_path / "half"), "half", dtype="float16")
+    assert not (tmp_path / "half").exists() and model.has_exact
+    beta.assign(before)
+    path = tmp_path / "model"
+    shutil.copytree(model_dir, path)
+    config = json.loads((path / "config.json").read_text())
+
+    def change(arrays, **fields):
+        data = safetensors.numpy.save(arrays)
+        (path / "model.safetensors").write_bytes(data)
+        (path / "config.json").write_text(
+            json.dumps({**config, "config": {**config["config"], **fields}, "sha256": hashlib.sha256(data).hexdigest()})
+        )
+
+    arrays = safetensors.numpy.load((path / "model.safetensors").read_bytes())
+    name = next(name for name in arrays if name.endswith("quantization_offset"))
+    change({**arrays, name: np.full_like(arrays[name], np.nan)})
+    with pytest.raises(CheckpointError, match=f"{name} has values that are not finite"):
+        zoo.load_pretrained(str(path))
+    for widths in (dict(filters=2048), dict(latents=2048), dict(hyper_width=2048), dict(estimation_widths=[2048, 2048])):
+        change(arrays, **widths)
+        with pytest.raises(CheckpointError, match="too few weights"):
+            zoo.load_pretrained(str(path))
+
+
+@pytest.mark.parametrize("kind", sorted(presets.PRESETS))
+def test_fewest_weights_are_fewer_than_there_are(kind, request):
+    model = request.getfixturevalue({"variable_rate": "model", "crpe": "crpe", "scalable_rnn": "rnn"}[kind])
+    assert model.config.fewest_weights < sum(int(np.prod(v.shape)) for v in model.variables)
+
+
+def test_weights_behind_a_link_stay_there(model_dir, tmp_path):
+    model = zoo.load_pretrained(model_dir, fold=False)
+    zoo.save_pretrained(model, str(tmp_path / "a"), "a")
+    weights = tmp_path / "a" / "model.safetensors"
+    shutil.move(weights, tmp_path / "elsewhere")
+    weights.symlink_to(tmp_path / "elsewhere")
+    zoo.save_pretrained(model, str(tmp_path / "a"), "b", dtype="float16")
+    assert weights.is_symlink() and zoo.load_pretrained(str(tmp_path / "a")).info.name == "b"
+
+
+def test_keras_set_to_float64(model_dir):
+    tf.keras.mixed_precision.set_global_policy("float64")
+    try:
+        with pytest.raises(UsageError, match="not in float64"):
+            zoo.load_pretrained(model_dir)
+    finally:
+        tf.keras.mixed_precision.set_global_policy("float32")
 
 
 def test_an_original_beside_its_stream_stays(model, model_dir, tmp_path, capsys, monkeypatch):

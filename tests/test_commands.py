@@ -10,10 +10,10 @@ import sys
 
 import numpy as np
 import pytest
-from conftest import ROOT, draw
+from conftest import ROOT, draw, load_script
 from PIL import Image
 
-from goconv_tf import arguments, bitstream, commands
+from goconv_tf import arguments, bitstream, commands, training
 
 
 def one_line(done):
@@ -199,6 +199,42 @@ def test_original_commands(command_here, model_dir, photo, tmp_path):
     assert done.returncode == 0 and Image.open(picture).size == (203, 150)
     one_line(command_here("--checkpoint_dir", tmp_path, "decompress", stream, picture, module=script))
     assert run("train", "--help").returncode == 0
+
+
+def test_original_training_flags_reach_training(monkeypatch):
+    """The papers' settings where nothing is said."""
+    runs = []
+    monkeypatch.setattr(training, "train", runs.append)
+    for name, *flags in (
+        ("variable_rate", "train"),
+        ("variable_rate", "--num_filters", "192", "--num_latents", "320", "train", "--lambdas", "high", "--distortion", "mse", "--lr", "1e-3"),
+        ("crpe", "train"),
+        ("crpe", "--num_filters", "448", "--if_weight", "0", "train", "--lambda", "0.003", "--lr", "2e-4", "--lr_scheduling"),
+    ):
+        script = load_script(os.path.join(ROOT, "experiments", f"{name}.py"))
+        assert script.command(script.make_parser().parse_args(flags)) == 0
+    rate, rate_high, crpe, crpe_high = runs
+    assert [(c.filters, c.latents) for c in map(training.make_config, runs)] == [(448, 448), (192, 320), (192, 192), (448, 448)]
+    assert (rate.batchsize, rate.patchsize, rate.lr, rate.last_step, rate.distortion) == (12, 256, 4e-4, 2_000_000, "mix")
+    assert (rate_high.distortion, rate_high.lr, len(rate_high.lambdas), max(rate_high.lambdas)) == ("mse", 1e-3, 16, 0.5)
+    assert len(rate.lambdas) == 12 and (min(rate.lambdas), max(rate.lambdas)) == (1e-4, 0.1)
+    assert (crpe.batchsize, crpe.patchsize, crpe.lr, crpe.last_step, crpe.lambdas, crpe.lr_drops) == (8, 256, 1e-4, 1_000_000, (0.01,), ())
+    assert crpe.clip_value == pytest.approx(100) and crpe_high.clip_value == pytest.approx(50)
+    assert (crpe_high.lambdas, crpe_high.lr_drops, crpe_high.lr_drop_factor) == ((0.003,), (0.5, 0.6, 0.7, 0.8, 0.9), 0.5)
+    assert [training.make_config(run).if_weight for run in (crpe, crpe_high)] == [1.0, 0.0]
+    assert all((run.flip, run.ema, run.optimizer, run.quantization, run.vivid) == (False, 0.0, "adam", "noise", 0.0) for run in runs)
+
+
+@pytest.mark.parametrize(("name", "command"), [("crpe", "decode"), ("rnn", "decompress"), ("variable_rate", "decompress")])
+def test_original_decoding_replaces_what_is_named_only(monkeypatch, name, command):
+    """Of two names `commands.decompress` takes the second as meant; what the first alone leads to, it looks at."""
+    calls = []
+    monkeypatch.setattr(commands, "check_kind", lambda *args: None)
+    monkeypatch.setattr(commands, "decompress", lambda files, *args, **kwargs: calls.append(files))
+    script = load_script(os.path.join(ROOT, "experiments", f"{name}.py"))
+    for files in (["a.bin"], ["a.bin", "b.png"]):
+        script.command(script.make_parser().parse_args([command, *files]))
+        assert calls.pop() == files
 
 
 def test_numbers_on_the_command_line():

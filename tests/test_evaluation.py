@@ -13,7 +13,7 @@ from PIL import Image
 from skimage.color import rgb2ycbcr
 from test_commands import one_line
 
-from goconv_tf import evaluation, losses, memory, metrics, plots, published
+from goconv_tf import evaluation, losses, memory, metrics, plots, presets, published
 from goconv_tf.errors import GoConvError, UsageError
 
 
@@ -150,6 +150,49 @@ def test_bits_at_equal_quality():
     assert evaluation.bits_at_equal_quality(curve("a", [(0.1, 25.0)]), curve("b", [(0.1, 25.0)])) == "out of its range"
 
 
+def test_other_pictures_do_not_compare():
+    anchor = curve("a", [(0.1, 25.0), (0.2, 28.0), (0.4, 31.0)])
+    for meta in ({"pixels": "x", "pictures": 4}, {"pixels": "y", "pictures": 5}):
+        mine = {**anchor, "meta": {"pixels": "x", "pictures": 5}}
+        assert "different pictures" in evaluation.bits_at_equal_quality(mine, {**curve("b", [(0.2, 28.0)]), "meta": meta})
+    assert evaluation.bits_at_equal_quality(mine, {**curve("b", [(0.2, 28.0)]), "meta": mine["meta"]}) == "+0.0%"
+    assert "different pictures" in evaluation.other_pictures(published.curve("kodak", "bpg444"), {**anchor, "meta": {"dataset": "mine"}})
+
+
+def test_pictures_that_differ_in_their_extension(tmp_path):
+    """Files of results are not named after pictures, unless they are asked for; what begins with a dot is none of them."""
+    folder, output = tmp_path / "in", str(tmp_path / "out")
+    folder.mkdir()
+    Image.fromarray(draw(32, 40)).save(folder / "a.png")
+    Image.fromarray(draw(32, 40, 1)).save(folder / "a.bmp")
+    (folder / "._a.png").write_bytes(b"what a Mac keeps beside it")
+    path = evaluation.evaluate([("codec", "jpeg")], str(folder), output)[0]
+    assert json.loads(pathlib.Path(path).read_text())["meta"]["pictures"] == 2
+    with pytest.raises(UsageError, match="the same name but for the extension"):
+        evaluation.evaluate([("codec", "jpeg")], str(folder), output, per_image=True)
+
+
+def test_seconds_say_whose_they_are(tmp_path, monkeypatch):
+    Image.fromarray(draw(32, 40)).save(tmp_path / "a.png")
+    output = str(tmp_path / "out")
+
+    def machine():
+        return json.loads(pathlib.Path(evaluation.evaluate([("codec", "jpeg")], str(tmp_path), output)[0]).read_text())["meta"]["machine"]
+
+    assert machine() == evaluation.this_machine() and f"{os.cpu_count()} cores" in machine()
+    monkeypatch.setattr(evaluation, "this_machine", lambda: "another")
+    assert machine() != "another"  # nothing was measured there
+    lines = pathlib.Path(output, "measured.jsonl").read_text().splitlines()
+    pathlib.Path(output, "measured.jsonl").write_text("\n".join(lines[1:]))
+    assert machine().split(" and ")[-1] == "another"
+
+
+def test_a_range_of_one_lambda_is_one_point():
+    config = presets.get_preset("variable_rate", "tiny")
+    assert len(evaluation.operating_points(config)) == 8
+    assert evaluation.operating_points(config.adapt(lambdas=[0.02])) == [{"lmbda": 0.02}]
+
+
 def test_bd_rate():
     anchor = curve("a", [(0.1, 25.0), (0.2, 28.0), (0.4, 31.0), (0.8, 34.0)])
     fewer = curve("b", [(0.9 * rate, quality) for rate, quality in anchor["results"]["psnr-rgb"]])
@@ -239,7 +282,14 @@ def test_commands(command, command_here, pictures, tmp_path):
         assert image.width > 1000
     done = command_here("bd_rate", "kodak:jpeg", "kodak:bpg444")
     assert done.returncode == 0 and "% bits of BPG 4:4:4 against JPEG" in done.stdout
+    assert (
+        command_here("plot", results / "jpeg.json", "kodak:bpg444", "-o", tmp_path / "rd.png").stderr.count(
+            "note: BPG 4:4:4 is of different pictures"
+        )
+        == 1
+    )
     (tmp_path / "bad.json").write_text('{"results": 3}')
+    (tmp_path / "deep.json").write_text(100_000 * "[")
     (tmp_path / "meta.json").write_text('{"results": {"bpp": []}, "meta": 3}')
     # A picture that a codec gives back as it was has an MS-SSIM of 1, which is not finite in dB.
     whole = {"name": "whole", "results": {"bpp": [0.1, 0.2, 0.3, 0.4], "psnr-rgb": [30, 32, 34, 36], "ms-ssim-rgb": [0.9, 0.95, 0.97, 1.0]}}
@@ -249,6 +299,9 @@ def test_commands(command, command_here, pictures, tmp_path):
         ("zero", {"results": {**whole["results"], "bpp": [0, 0.2, 0.3, 0.4]}}),
         ("name", {"name": 5}),
         ("codec", {"meta": {"codec": "heif"}}),
+        ("list", {"meta": {"codec": ["heif"]}}),
+        ("huge", {"results": {**whole["results"], "bpp": [10**400, 0.2, 0.3, 0.4]}}),
+        ("path", {"name": "hf://some/one", "meta": {"model": "crpe", "fingerprint": "0" * 8}}),
         ("endless", {"results": {**whole["results"], "bpp": [0.1, 0.2, 0.3, math.inf]}}),
     ):
         (tmp_path / f"{name}.json").write_text(json.dumps({**whole, **changes}))
@@ -266,6 +319,10 @@ def test_commands(command, command_here, pictures, tmp_path):
         (("report", results / "jpeg.json", "-o", results / "tiny-test.json"), "ends in .html"),
         (("bd_rate", tmp_path / "zero.json", "kodak:vtm"), "rates must be above 0"),
         (("report", tmp_path / "codec.json", "--images", pictures, "-o", tmp_path / "x.html"), "unknown codec 'heif'"),
+        (("report", tmp_path / "list.json", "--images", pictures, "-o", tmp_path / "x.html"), "not a results file"),
+        (("report", tmp_path / "path.json", "--images", pictures, "-o", tmp_path / "x.html"), "is no name for a model"),
+        (("plot", tmp_path / "huge.json", "-o", tmp_path / "x.png"), "not a results file"),
+        (("plot", tmp_path / "deep.json", "-o", tmp_path / "x.png"), "not a results file"),
         (("plot", tmp_path / "meta.json", "-o", tmp_path / "x.png"), "not a results file"),
         (("evaluate", "--model", "nothing", pictures), "no model"),
         (("evaluate", "--model", "tiny-test", tmp_path), "transparency"),

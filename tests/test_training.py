@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from conftest import ROOT, draw
 from PIL import Image, PngImagePlugin
 from test_commands import one_line
 
-from goconv_tf import data, files, memory, metrics, picture_io, presets, training, zoo
+from goconv_tf import codec, data, export, files, memory, metrics, picture_io, presets, training, zoo
 from goconv_tf.errors import CheckpointError, DataError, GoConvError, UsageError
 from goconv_tf.models import widen
 
@@ -260,6 +261,7 @@ def test_a_limit_in_minutes_or_a_signal_ends_a_run(photos, tmp_path):
     ("changes", "message"),
     [
         ({}, "already at step 30"),
+        (dict(quantization="mixed"), "already at step 30"),
         (dict(preset="small"), "holds a run with preset"),
         (dict(ema=0.0), "--ema cannot"),
         (dict(model="crpe", balance=0.5), "--balance is for variable_rate"),
@@ -268,8 +270,10 @@ def test_a_limit_in_minutes_or_a_signal_ends_a_run(photos, tmp_path):
     ],
 )
 def test_folder_of_another_run(photos, unbroken, changes, message):
+    before = (unbroken[1] / "run.json").read_bytes()
     with pytest.raises(UsageError, match=message):
         training.train(dataclasses.replace(options(photos, unbroken[1]), **changes))
+    assert (unbroken[1] / "run.json").read_bytes() == before
 
 
 def saved_variables(folder):
@@ -416,6 +420,70 @@ def test_pictures_too_large_to_validate_with(photos, unbroken, tmp_path, monkeyp
     monkeypatch.setattr(memory, "available_memory", lambda: 1.0)
     with pytest.raises(DataError, match=r"wide\.png: 1024 x 64 pixels need about"):
         training.Validator(model, pictures, (0.02,))
+
+
+def test_what_tensorboard_shows_is_what_was_watched(unbroken, tmp_path):
+    model = zoo.load_pretrained(str(unbroken[1]), fold=False)
+    Image.fromarray(draw(530, 40)).save(tmp_path / "high.png")
+    validator = training.Validator(model, [str(tmp_path / "high.png")], (0.02, 0.05))
+    validator(model)
+    assert [shown.shape for shown in validator.shown] == 3 * [(512, 32, 3)]
+    np.testing.assert_array_equal(validator.shown[0], draw(530, 40)[:512, :32])
+    assert metrics.psnr(validator.shown[0], validator.shown[2]) > metrics.psnr(validator.shown[0], validator.shown[1])
+
+
+def test_a_validation_that_fails_is_not_the_end(unbroken, monkeypatch, capsys):
+    """Unless nothing comes after it."""
+    model = zoo.load_pretrained(str(unbroken[1]), fold=False)
+    model.compile(optimizer=training.make_optimizer(unbroken[0]))
+    model.optimizer.build(model.trainable_variables)
+
+    def fail():
+        raise GoConvError("short of memory")
+
+    watch = training.Watch(dataclasses.replace(unbroken[0], val_minutes=0.0), None, None, SimpleNamespace(nan_step=None))
+    watch.set_model(model)
+    monkeypatch.setattr(watch, "watch", fail)
+    model.stop_training = False
+    watch.on_epoch_end(0)
+    assert "step 0 not validated: short of memory" in capsys.readouterr().out
+    model.stop_training = True
+    with pytest.raises(GoConvError, match="short of memory"):
+        watch.on_epoch_end(1)
+
+
+def test_a_trained_model_is_of_no_folder(model_dir):
+    """What it would write, the folder's decoder would take for its own."""
+    model = zoo.load_pretrained(model_dir, fold=False)
+    data = codec.compress(model, draw(40, 40), lmbda=0.02).data
+    model.compile(optimizer=tf.keras.optimizers.Adam())
+    assert model.info is not None and model.has_tables and model.has_exact
+    model.make_train_function()  # as `fit` does
+    assert model.info is None and not model.has_tables and not model.has_exact
+    for code in (lambda: codec.compress(model, draw(40, 40)), lambda: codec.decompress(model, data), lambda: export.save(model, "x")):
+        with pytest.raises(UsageError, match="no model folder"):
+            code()
+
+
+def test_settings_of_the_loss_hold_from_the_next_fit_on(model_dir):
+    model = zoo.load_pretrained(model_dir, fold=False)
+    model.compile(optimizer=tf.keras.optimizers.Adam())
+    for name, value in (("distortion", "mix"), ("balance", 0.5), ("quantization", "mixed")):
+        model.make_train_function()
+        model.make_test_function()
+        setattr(model, name, value)
+        assert getattr(model, name) == value and model.train_function is None and model.test_function is None
+    for name in ("distortion", "quantization"):
+        with pytest.raises(ValueError, match=f"{name} must be one of"):
+            setattr(model, name, "Mixed")
+
+
+def test_losses_of_layers_count(model_dir):
+    model = zoo.load_pretrained(model_dir, fold=False)
+    batch = [np.zeros([1, 64, 64, 3], np.uint8), np.array([0.02], np.float32), np.array([[1, 2]], np.int32), np.array([0], np.int32)]
+    before = float(model.test_step(batch)["loss"])
+    model.h_a[0].high.add_loss(lambda: tf.constant(3.0))
+    assert float(model.test_step(batch)["loss"]) == pytest.approx(before + 3, rel=1e-5)
 
 
 def test_weights_are_watched_with_their_own_integers(photos, unbroken):

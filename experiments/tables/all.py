@@ -18,7 +18,7 @@ from variable_rate import TARGETS
 
 from goconv_tf import evaluation, plots, report, zoo
 from goconv_tf.errors import UsageError
-from goconv_tf.files import PICTURE_EXTENSIONS, atomic_write, plan
+from goconv_tf.files import PICTURE_EXTENSIONS, atomic_write, find_inputs
 from goconv_tf.published import is_of
 
 HERE = os.path.dirname(os.path.abspath(__file__))
@@ -50,6 +50,8 @@ def main():
     models = [zoo.find_model(name) for name in args.model] if args.model else zoo.list_models()
     if not models:
         raise UsageError("no model in the zoo")
+    if args.tecnick and not any(info.config.model == "crpe" for info in models):
+        raise UsageError("--tecnick is for the tables of CRPE, and no model is one")
     specs = [("model", info.path, "tfc", 8) for info in models] + [("codec", name) for name in args.codecs]
     paths = evaluation.evaluate(specs, args.images, args.output)
     curves = [evaluation.read_results(path) for path in paths]
@@ -77,7 +79,7 @@ def main():
             cells = [evaluation.bd_rate_cell(other, curve, metric, digits=2) for metric in ("psnr-rgb", "ms-ssim-rgb")]
             rows.append([curve["name"], other["name"], *cells])
     plots.rate_distortion(os.path.join(args.output, "rd.png"), own + codecs + published)
-    shown = [path for path, _ in plan([args.images], args.output, PICTURE_EXTENSIONS, ".gcv")][: args.shown]
+    shown = find_inputs([args.images], PICTURE_EXTENSIONS)[: args.shown]
     report.write(os.path.join(args.output, "report.html"), own + codecs + published, shown, models=[info.path for info in models])
 
     data = {}

@@ -18,7 +18,7 @@ from common import cell, markdown, measure, provenance, run, write_json
 
 from goconv_tf import codec, evaluation, metrics, picture_io, plots, published, zoo
 from goconv_tf.errors import RateError, UsageError
-from goconv_tf.files import PICTURE_EXTENSIONS, atomic_write, plan
+from goconv_tf.files import PICTURE_EXTENSIONS, atomic_write, find_inputs
 
 TARGETS = (0.06, 0.12, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0)
 PAPERS = dict(zip(TARGETS, (0, 0, 1, 1, 2, 2, 2, 2)))  # which of the paper's three models coded each
@@ -108,7 +108,7 @@ def main():
     for one in args.model:
         parts = [loaded[name] for name in one.split(",")]
         systems[", ".join(model.info.name for model in parts)] = parts
-    paths = [path for path, _ in plan([args.images], args.output, PICTURE_EXTENSIONS, ".gcv")]
+    paths = find_inputs([args.images], PICTURE_EXTENSIONS)
     paths = paths[: args.first or None]
     paper = published.tables()["variable_rate"]
     known, times = of_pictures(paper), of_pictures(paper["timing_seconds"])

@@ -69,7 +69,7 @@ class RDFTKernel(tfc.Parameter):
 
     def set_value(self, kernel):
         """Makes it the kernel [height, width, in, out]."""
-        self.rdft.assign(self._transform(tf.ensure_shape(kernel, self._shape)))
+        self.rdft.assign(self._transform(tf.ensure_shape(tf.cast(kernel, self.rdft.dtype), self._shape)))
 
     def __call__(self, compute_dtype=None):
         matrix = tf.constant(self._matrix, self.rdft.dtype)

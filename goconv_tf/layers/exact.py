@@ -48,7 +48,7 @@ class Quantized:
         return iter((self.kernel, self.bias, self.shift))
 
 
-_tensorflow_only = False
+_tensorflow_only = False  # what a machine without NumPy's fast products would do; tests compare the two
 
 
 @contextlib.contextmanager

@@ -26,6 +26,8 @@ class OctaveTensor(NamedTuple):
     low: Any
 
     def __add__(self, other):
+        if not (isinstance(other, (tuple, list)) and len(other) == 2):  # a tensor would be taken apart along its batch
+            return NotImplemented
         high, low = other
         return OctaveTensor(self.high + high, self.low + low)
 
@@ -177,9 +179,10 @@ class _GoConv(Regularized, tf.keras.layers.Layer):
         return conv, self._make_activation(f"{name}_activation")
 
     def _own(self, argument):
-        """A path's own initializer, if it has no seed: Keras' then give all that share it the same numbers."""
+        """A path's own initializer, if it is Keras' and has no seed: it would give all that share it the same numbers."""
         value = getattr(self, argument)
-        return type(value).from_config(value.get_config()) if getattr(value, "seed", 0) is None else value
+        fresh = type(value).__module__.startswith("keras.") and getattr(value, "seed", 0) is None
+        return type(value).from_config(value.get_config()) if fresh else value
 
     def _make_activation(self, name):
         keep = {}  # a policy's name, as layers that Keras makes the config of take nothing else

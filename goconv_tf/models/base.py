@@ -6,7 +6,7 @@ from typing import Any, Dict, NamedTuple, Tuple
 
 import tensorflow as tf
 
-from goconv_tf import entropy, limits, losses
+from goconv_tf import entropy, limits, losses, presets
 from goconv_tf.errors import BitstreamError, ModelMismatchError
 from goconv_tf.layers import exact as exact_arithmetic
 from goconv_tf.models import tiles
@@ -91,16 +91,35 @@ def stage(method=None, *, inputs=None, outputs=None, margin=0):
     return call
 
 
+def _setting(name):
+    """A property that `loss_fn` depends on: what Keras has compiled for another value is forgotten."""
+
+    def get(self):
+        return getattr(self, f"_{name}")
+
+    def change(self, value):
+        if value not in (choices := presets.TRAINING_CHOICES.get(name, (value,))):
+            raise ValueError(f"{name} must be one of {', '.join(choices)}, not {value!r}")
+        setattr(self, f"_{name}", value)
+        self.train_function = self.test_function = None
+
+    return property(get, change, doc=f"See `loss_fn`; may be set at any time, and holds from the next `fit` or `evaluate` on. {name}.")
+
+
 class Codec(tf.keras.Model):
     """Base of the three systems.
 
     A subclass gives `analysis`, `walk`, `synthesis` and `latent_shapes`; training, estimate,
     compression and decompression follow from its one walk. Its config names the latents.
+
+    Methods between these (`hyper_synthesis` and such) take tensors of the values that their docstrings name. NumPy's arrays they take for
+    integers on the grid of `goconv_tf.layers.exact`, and then give such, as coding has them.
     """
 
     alignment = 16  # pictures are padded to multiples of this before analysis
     can_tile = False  # whether pictures can be coded in tiles
     keeps_stages = False  # whether graphs call compiled stages, instead of inlining them
+    info: Any = None  # the `zoo.ModelInfo` of the folder whose weights it has; None once it is trained
     exact_parts: Tuple[str, ...] = ()  # what computes entropy parameters: attributes that have an integer form
 
     def __init__(self, config, **kwargs):
@@ -147,6 +166,10 @@ class Codec(tf.keras.Model):
         return (lmbda,) if self.has_lambda else self.config.training_lambdas
 
     # Training.
+
+    distortion = _setting("distortion")
+    balance = _setting("balance")
+    quantization = _setting("quantization")
 
     @tf.autograph.experimental.do_not_convert  # nothing here needs it, and tracing takes half the time
     def loss_fn(self, x, lmbda, seed, step):
@@ -199,11 +222,22 @@ class Codec(tf.keras.Model):
         return metrics
 
     def test_step(self, data):
-        """A step of `evaluate`, on data as `train_step` has it: with noise, as in training. {name: scalar}, this replica's part of them."""
+        """A step of `evaluate`, on data as `train_step` has it: with noise, as in training. {name: scalar}, this replica's part of them.
+
+        Losses of layers, such as regularizers', add to "loss".
+        """
         x, lmbda, seeds, steps = data
         loss, metrics = self.loss_fn(x, lmbda, seeds, steps[0])
+        if self.losses:
+            loss += tf.add_n(self.losses)
         replicas = tf.distribute.get_strategy().num_replicas_in_sync
         return {name: value / replicas for name, value in {"loss": loss, **metrics}.items()}
+
+    def make_train_function(self, force=False):
+        """Keras' step of `fit`, with which a model's tables and integers, and the folder that it is of, are those of other weights."""
+        self.drop_tables()
+        self.info = None
+        return super().make_train_function(force)
 
     def reset_metrics(self):
         """Keras calls this before `evaluate`'s first batch."""

@@ -30,7 +30,7 @@ class ScalableRNN(Codec):
       config: ScalableRNNConfig; None for the paper's.
     """
 
-    pads_magnitudes = True  # for h_a; without, z is the original's where h/16 or w/16 is not a multiple of 4, too
+    pads_magnitudes = True  # for h_a; without, z is the original's where h/16 or w/16 is not a multiple of 4, too, as tests against it have it
     exact_parts = ("h_s_input", "h_s_cells", "h_s_output")
 
     def __init__(self, config=None, **kwargs):
