@@ -156,8 +156,8 @@ The settings of its last run, as they were at its end, step {training.get("steps
 
 ## {own["meta"]["pictures"]} pictures of `{own["meta"]["dataset"]}`
 
-Means over pictures; every byte of the file counts, and every file was decoded again. Seconds are those of one machine
-({own["meta"]["machine"]}, beside other work) and mean little alone.
+Means over pictures; every byte of the file counts, and every file was decoded again. Seconds are those of
+{own["meta"]["machine"]}, beside other work, and mean little alone.
 
 {table(rows, [*asked, *COLUMNS])}
 

@@ -12,7 +12,7 @@ import threading
 import numpy as np
 
 from goconv_tf import picture_io
-from goconv_tf.errors import DataError, ImageError, printable
+from goconv_tf.errors import DataError, GoConvError, ImageError, printable
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp")
 
@@ -33,7 +33,7 @@ def read_rgb(path):
     """A picture as `picture_io.read_picture` gives it; DataError if that refuses it."""
     try:
         return picture_io.read_picture(path)
-    except ImageError as error:
+    except GoConvError as error:
         raise DataError(str(error)) from error
 
 
