@@ -199,7 +199,7 @@ def save_pretrained(model: "Codec", path: str, name: str, card: Optional[Dict[st
         arrays = {key: np.ascontiguousarray(value.astype(dtype)) for key, value in exactly.items()}
     if odd := [key for key, array in arrays.items() if not np.isfinite(array).all()]:
         raise CheckpointError(f"{name} has weights that are not finite, or not in {dtype}, such as {odd[0]}")
-    had_integers = model.has_exact
+    had_integers, integers = model.has_exact, ""
     for key, entropy_model in model.entropy_models().items():
         arrays[f"tables/{key}/cdf"] = entropy_model.table.cdf
         arrays[f"tables/{key}/offset"] = entropy_model.table.offset
@@ -214,7 +214,7 @@ def save_pretrained(model: "Codec", path: str, name: str, card: Optional[Dict[st
     finally:
         for key, variable in weights.items():
             variable.assign(exactly[key])
-        if had_integers and dtype != "float32":
+        if dtype != "float32" and (had_integers or integers):
             model.build_exact()  # the model goes on with its own
     data = save(arrays)
     sha256 = hashlib.sha256(data).hexdigest()

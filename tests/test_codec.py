@@ -571,6 +571,26 @@ def test_weights_that_are_none(model_dir, tmp_path):
             zoo.load_pretrained(str(path))
 
 
+def test_saving_in_16_bits_leaves_a_model_its_integers(model_dir, tmp_path, monkeypatch):
+    """Whether the file's integers can be made or not."""
+    model = zoo.load_pretrained(model_dir, fold=False)
+    before = zoo.integers_hash(model)
+    assert zoo.save_pretrained(model, str(tmp_path), "half", dtype="float16").integers != before == zoo.integers_hash(model)
+    last, calls = list(model.exact_layers().values())[-1], []
+    quantize = last.quantize
+
+    def fail_once():
+        calls.append(None)
+        if len(calls) == 1:
+            raise ValueError("too large")
+        return quantize()
+
+    monkeypatch.setattr(last, "quantize", fail_once)
+    with pytest.raises(CheckpointError, match="no integer form: .*too large"):
+        zoo.save_pretrained(model, str(tmp_path / "more"), "half", dtype="float16")
+    assert len(calls) == 2 and before == zoo.integers_hash(model)
+
+
 @pytest.mark.parametrize("kind", sorted(presets.PRESETS))
 def test_fewest_weights_are_fewer_than_there_are(kind, request):
     model = request.getfixturevalue({"variable_rate": "model", "crpe": "crpe", "scalable_rnn": "rnn"}[kind])
