@@ -586,7 +586,7 @@ def test_saving_in_16_bits_leaves_a_model_its_integers(model_dir, tmp_path, monk
         return quantize()
 
     monkeypatch.setattr(last, "quantize", fail_once)
-    with pytest.raises(CheckpointError, match="no integer form: .*too large"):
+    with pytest.raises(CheckpointError, match=r"no integer form: .*too large"):
         zoo.save_pretrained(model, str(tmp_path / "more"), "half", dtype="float16")
     assert len(calls) == 2 and before == zoo.integers_hash(model)
 
