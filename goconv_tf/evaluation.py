@@ -36,11 +36,10 @@ def operating_points(config, count: int = 8) -> List[dict]:
 
     count: how many lambdas, spread evenly over the logarithm of the range.
     """
-    if config.has_lambda and config.lmbda_min == config.lmbda_max:
-        return [{"lmbda": config.lmbda_min}]
     if config.has_lambda:
         lambdas = np.exp(np.linspace(np.log(config.lmbda_min), np.log(config.lmbda_max), count))
-        return [{"lmbda": float(min(max(lmbda, config.lmbda_min), config.lmbda_max))} for lmbda in lambdas]
+        inside = dict.fromkeys(float(min(max(lmbda, config.lmbda_min), config.lmbda_max)) for lmbda in lambdas)  # a range may be one lambda
+        return [{"lmbda": lmbda} for lmbda in inside]
     if len(config.layers) > 1:
         return [{"layers": count} for count in range(1, len(config.layers) + 1)]
     return [{}]

@@ -85,8 +85,8 @@ def from_pillow(image, name):
 
 def is_decoded(file, size=None) -> bool:
     """Whether a file is a PNG that decompressing wrote, which may be replaced: the stream gives it again. size: (width, height) that it must have."""
-    with contextlib.suppress(Exception), pillow_limit(None), Image.open(file) as image:
-        return image.format == "PNG" and image.info.get("Software") == MARK and size in (None, image.size)
+    with contextlib.suppress(Exception), pillow_limit(None), Image.open(file, formats=["PNG"]) as image:
+        return image.info.get("Software") == MARK and size in (None, image.size)
     return False
 
 

@@ -58,7 +58,7 @@ def _complete_octave(config):
 
 
 def _fewest_octave_weights(config) -> int:
-    """Fewer than a model has in its kernels of 5 x 5 within frequencies, whatever alpha is, and in the parameter estimation."""
+    """No model of this config has fewer numbers among its weights: in 5 x 5 kernels within frequencies, whatever alpha is, and in the estimation."""
     n, m, hyper = config.filters, config.latents, config.hyper_width
     return 6 * n * (n + m + hyper) + 4 * m * hyper + math.prod(config.estimation_widths)
 
@@ -101,10 +101,7 @@ class VariableRateConfig:
         if not 0 < self.lmbda_min <= self.lmbda_max < 1:
             raise UsageError(f"lambdas must be between 0 and 1, not {self.lmbda_min:g} to {self.lmbda_max:g}")
 
-    @property
-    def fewest_weights(self) -> int:
-        """No model of this config has fewer numbers among its weights."""
-        return _fewest_octave_weights(self)
+    fewest_weights = property(_fewest_octave_weights)
 
     @property
     def rates_text(self) -> str:
@@ -173,9 +170,7 @@ class CRPEConfig:
         """Names of the latents in coding order."""
         return ((*(("z2_high", "z2_low") if self.second_hyper else ()), "z1_low", "z1_high", "y_low", "y_high"),)
 
-    @property
-    def fewest_weights(self) -> int:
-        return _fewest_octave_weights(self)
+    fewest_weights = property(_fewest_octave_weights)
 
     @property
     def rates_text(self) -> str:
@@ -246,7 +241,7 @@ class ScalableRNNConfig:
 
     @property
     def fewest_weights(self) -> int:
-        """Fewer than there are in the kernels, 2 x 2 at least, that the cells have for their states of n channels."""
+        """No model of this config has fewer numbers among its weights: in the kernels, 2 x 2 at least, of the cells' states of n channels."""
         cells = [*self.encoder_filters, *self.decoder_filters, *(4 * [self.filters] if self.hyperprior else [])]
         return sum(16 * n * n for n in cells)
 

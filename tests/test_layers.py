@@ -348,7 +348,7 @@ def test_paths_between_frequencies_have_their_own_kernel_size():
 @pytest.mark.parametrize("inverse", [False, True])
 def test_gdn_of_any_rank(inverse):
     layer, x = GDN(inverse), np.random.default_rng(0).normal(size=[2, 3, 4, 5]).astype(np.float32)
-    y = layer(x)
+    layer(x)
     layer.gamma.variable.assign(layer.gamma.variable + 0.1)
     y = layer(x)
     assert layer.built and not np.allclose(x, y)
