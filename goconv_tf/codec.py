@@ -289,6 +289,9 @@ def decompress(
       UsageError: if the region is not within the picture, or the model cannot be tiled or is of no folder (`info_of`).
       GoConvError: if the picture needs more memory than there is.
     """
+    if not isinstance(data, (bytes, bytearray, memoryview)):
+        raise BitstreamError(f"a compressed file is bytes, not a {type(data).__name__}")
+    data = bytes(data)
     with limits.seconds(max_seconds):
         return decode(model, bitstream.unpack(data, max_pixels, allow_truncated), layers, None, tile, region)
 
@@ -305,13 +308,15 @@ def decode(model, stream, layers=None, problems=None, tile=None, region=None):
     if layers is not None and not 1 <= layers <= len(stream.layers):
         raise RateError(f"{layers} layers were asked for; the file has {len(stream.layers)}")
     padded_size = [_padded(n, model.alignment) for n in (stream.height, stream.width)]
-    x, y, width, height = region or (0, 0, stream.width, stream.height)
+    if region is not None and len(region) != 4:
+        raise UsageError(f"a region is x, y, width and height, not {len(region)} numbers")
+    x, y, width, height = (0, 0, stream.width, stream.height) if region is None else region
     if not (0 <= x < x + width <= stream.width and 0 <= y < y + height <= stream.height):
         raise UsageError(f"the region {width} x {height} at {x}, {y} is not within the picture's {stream.width} x {stream.height} pixels")
     check_exact(model, stream.exact)
     cells = memory.choose_tile(model, padded_size, tile, stream.exact)
     window = None
-    if region and model.can_tile:
+    if region is not None and model.can_tile:
         from goconv_tf.models.tiles import CELL
 
         window = tuple((start // CELL, -(-(start + length) // CELL)) for start, length in ((y, height), (x, width)))

@@ -10,6 +10,10 @@ from goconv_tf import bitstream, codec, evaluation, limits, memory, metrics, pic
 from goconv_tf.errors import BitstreamError, GoConvError, UsageError, printable
 from goconv_tf.files import PICTURE_EXTENSION, PICTURE_EXTENSIONS, STREAM_EXTENSION, atomic_write, check_new_folder, check_parent, plan
 
+# How decoded pictures are written where Pillow's own settings lose much; and the formats that lose nothing.
+PICTURE_OPTIONS = {"JPEG": {"quality": 95, "subsampling": 0}, "WEBP": {"lossless": True}, "AVIF": {"quality": 95, "subsampling": "4:4:4"}}
+LOSSLESS = ("PNG", "BMP", "DIB", "JPEG2000", "PPM", "QOI", "SGI", "TGA", "TIFF", "WEBP")
+
 
 def quiet_tensorflow():
     """Keeps TensorFlow's notes off the terminal; before it is first imported."""
@@ -86,15 +90,16 @@ def picture_format(path):
 
 
 def write_picture(path, picture):
-    """Writes uint8 [h, w, 3] in the format of the name's extension, whole or not at all."""
+    """Writes uint8 [h, w, 3] in the format of the name's extension, whole or not at all; gives what to say of it: `picture_hash`."""
     kind = picture_format(path)
     try:
-        data = picture_io.picture_bytes(picture, kind, decoded=True)
+        data = picture_io.picture_bytes(picture, kind, decoded=True, **PICTURE_OPTIONS.get(kind, {}))
     except MemoryError:
         raise
     except Exception as error:  # Pillow raises almost anything for sizes that a format does not have
         raise UsageError(f"{path}: cannot be written as {kind}: {error}") from error
     atomic_write(path, data)
+    return f"pixels {picture_hash(picture)}" + ("" if kind in LOSSLESS else f" before {kind} changed them")
 
 
 def for_each(pairs, action, output_dir=None):
@@ -200,12 +205,12 @@ def decompress(
         network = zoo.shared(info.path, info.fingerprint)
         with limits.seconds(max_seconds):
             picture = codec.decode(network, stream, layers, problems, tile, region)
-        write_picture(target, picture)
+        pixels = write_picture(target, picture)
         count = len(stream.layers) + stream.missing
         shown = f", {layers or len(stream.layers)} of {count} layers" if count > 1 else ""
         shown += f" (the last {stream.missing} are missing or damaged)" if stream.missing else ""
         shown += f" (written by --force: {'; '.join(problems)})" if problems else ""
-        return f"{picture.shape[1]} x {picture.shape[0]}{shown}, pixels {picture_hash(picture)}"
+        return f"{picture.shape[1]} x {picture.shape[0]}{shown}, {pixels}"
 
     return 1 if for_each(pairs, action, output_dir) else 0
 

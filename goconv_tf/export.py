@@ -48,7 +48,8 @@ def make_signatures(model, max_pixels: int = picture_io.MAX_PIXELS):
     }
     point = "lmbda" if model.has_lambda else "layers" if len(config.layers) > 1 else ""
     compress, dtype = compressions[point]
-    specs = [tf.TensorSpec([None, None, 3], tf.uint8, "image")] + ([tf.TensorSpec([], dtype, point)] if point else [])
+    # Loaded signatures do not look at shapes, so that `_compress` has to.
+    specs = [tf.TensorSpec(None, tf.uint8, "image")] + ([tf.TensorSpec([], dtype, point)] if point else [])
     facts = {
         "name": info.name,
         "model": info.model,
@@ -143,6 +144,9 @@ def _known_lmbda(code):
 
 def _compress(model, max_pixels, image, point=None):
     config, shape = model.config, tf.shape(image, tf.int64)
+    whole = tf.equal(tf.size(shape), 3) & tf.reduce_all(tf.equal(shape[2:], 3))
+    image = tf.ensure_shape(require(whole, "the picture must be [height, width, 3]", image), [None, None, 3])
+    shape = tf.shape(image, tf.int64)
     fits = _fits(shape[0], shape[1], model.alignment, max_pixels)
     image = require(fits, f"the picture must have 1 to {max_pixels} pixels, and not be far narrower than {model.alignment}", image)
     code, count = tf.constant(0, tf.int64), tf.constant(len(config.layers))

@@ -4,7 +4,7 @@ import contextlib
 import fcntl
 import os
 import secrets
-from typing import Tuple
+from typing import Dict, Tuple
 
 from goconv_tf.errors import UsageError
 
@@ -99,8 +99,11 @@ def plan(inputs, output_dir, extensions, new_extension):
     if not output_dir:
         return [(files[0], files[0] + new_extension)]
     pairs = [(path, os.path.join(output_dir, os.path.splitext(os.path.basename(path))[0] + new_extension)) for path in files]
-    if len({out for _, out in pairs}) < len(pairs):
-        raise UsageError("two of the inputs would be written to the same file")
+    sources: Dict[str, str] = {}
+    for path, out in pairs:
+        if out in sources:
+            raise UsageError(f"{sources[out]} and {path} would both be written to {out}")
+        sources[out] = path
     return pairs
 
 

@@ -11,9 +11,17 @@ MS_SSIM_BYTES = 130  # of memory a pixel
 QUALITY_BYTES = MS_SSIM_BYTES + 54  # two pictures and their YUV besides
 
 
-def mse(a, b) -> float:
-    """Mean squared error of all samples."""
+def _alike(a, b):
+    """Both as arrays; ValueError where their shapes differ."""
     a, b = np.asarray(a), np.asarray(b)
+    if a.shape != b.shape:
+        raise ValueError(f"pictures of different shapes cannot be compared: {list(a.shape)} and {list(b.shape)}")
+    return a, b
+
+
+def mse(a, b) -> float:
+    """Mean squared error of all samples; ValueError, as of all measures here, where the pictures' shapes differ."""
+    a, b = _alike(a, b)
     rows = [slice(top, top + 256) for top in range(0, len(a), 256)]  # so that memory stays bounded
     return math.fsum(float(np.sum(np.square(a[part].astype(np.float64) - b[part]))) for part in rows) / a.size
 
@@ -49,9 +57,10 @@ def _compiled_ms_ssim():
 
 def ms_ssim(a, b) -> float:
     """Multi-scale SSIM (Wang, Simoncelli, Bovik 2003), mean of the channels of [h, w, c] in 8-bit units, linear; nan under 161 pixels a side."""
+    a, b = _alike(a, b)
     if min(a.shape[:2]) < MS_SSIM_SIDE:
         return math.nan
-    return float(_compiled_ms_ssim()(np.asarray(a, np.float32)[None], np.asarray(b, np.float32)[None]))
+    return float(_compiled_ms_ssim()(a[None].astype(np.float32), b[None].astype(np.float32)))
 
 
 def decibels(similarity: float) -> float:
@@ -69,6 +78,7 @@ def quality(original, decoded) -> Dict[str, float]:
 
     PSNR in dB is inf for equal pictures; MS-SSIM is nan under 161 pixels a side.
     """
+    original, decoded = _alike(original, decoded)
     a, b = yuv(original), yuv(decoded)
     y, u, v = (psnr(a[..., k], b[..., k]) for k in range(3))
     return {

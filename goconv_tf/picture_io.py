@@ -137,5 +137,7 @@ def picture_bytes(picture, picture_format="PNG", decoded=False, **options) -> by
 
 def check_picture(picture):
     """ImageError unless it is uint8 [h, w, 3]."""
+    if not isinstance(picture, np.ndarray):
+        raise ImageError(f"a picture is a NumPy array, uint8 [h, w, 3], not a {type(picture).__name__}")
     if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3 or not picture.size:
         raise ImageError(f"a picture is uint8 [h, w, 3], not {picture.dtype} {list(picture.shape)}")

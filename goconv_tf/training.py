@@ -252,10 +252,10 @@ class Progress(tf.keras.callbacks.Callback):
         self.stopped = True
 
     def on_epoch_begin(self, epoch, logs=None):
-        self.rows, self.epoch_begin = [], time.time()
+        self.steps, self.epoch_begin = 0, time.time()
 
     def on_train_batch_end(self, batch, logs=None):
-        self.rows.append(logs)
+        self.steps += 1
         step = step_of(self.model)
         if not np.isfinite(logs["loss"]):
             self.nan_step = step
@@ -270,8 +270,8 @@ class Progress(tf.keras.callbacks.Callback):
             self.nan_step, self.model.stop_training = step, True
         if self.log_path is None:
             return
-        means = {key: float(np.mean([row[key] for row in self.rows])) for key in self.rows[0]}
-        rate = len(self.rows) / (time.time() - self.epoch_begin)
+        means = {key: float(value) for key, value in logs.items()}
+        rate = self.steps / (time.time() - self.epoch_begin)
         left = (self.options.last_step - step) / rate
         if self.options.minutes:
             left = min(left, self.options.minutes * 60 - (time.time() - self.begin))
@@ -542,10 +542,11 @@ def train(options: Options):
         contents = dataclasses.asdict(options)
         if run is None or "config" in run:  # a run of an earlier version may have had other widths than presets have now
             contents["config"] = dataclasses.asdict(config)
+        changed = run is not None and run.get("quantization") != options.quantization
+        contents["quantization_since"] = since = start if changed or run is None else run.get("quantization_since", 0)
         if chief:
             atomic_write(os.path.join(folder, "run.json"), json.dumps(contents, indent=1).encode())
-        stale = run is not None and run.get("quantization") != options.quantization
-        _fit(options, model, source, val_paths, strategy, start, total, stale)
+        _fit(options, model, source, val_paths, strategy, start, total, stale=start == since)
     return model
 
 

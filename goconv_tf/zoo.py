@@ -14,7 +14,7 @@ import os
 import re
 import threading
 import zlib
-from typing import TYPE_CHECKING, Any, Dict, List, NamedTuple, Optional, Tuple
+from typing import TYPE_CHECKING, Any, Dict, List, NamedTuple, Optional, Tuple, Union
 
 from goconv_tf import cards, hub, memory
 from goconv_tf.errors import CheckpointError, UsageError
@@ -28,6 +28,7 @@ CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
 PREVIOUS_FILE = "previous.safetensors"  # there only while a folder is written
 FORMAT = 1
 MAX_SHARED = 4  # models that `shared` keeps
+NameOrPath = Union[str, "os.PathLike[str]"]
 
 
 class ModelInfo(NamedTuple):
@@ -133,12 +134,13 @@ def list_models() -> List[ModelInfo]:
     return [found[name] for name in sorted(found)]
 
 
-def find_model(name_or_path: str) -> ModelInfo:
+def find_model(name_or_path: NameOrPath) -> ModelInfo:
     """The model with a zoo name, in a folder, exported into a training folder, or on Hugging Face's hub (hf://ORGANISATION/NAME[@REVISION]).
 
     Raises:
       CheckpointError: if there is none, or if it is damaged.
     """
+    name_or_path = os.fspath(name_or_path)
     if name_or_path.startswith(hub.PREFIX):
         path = hub.fetch(name_or_path, (CONFIG_FILE, WEIGHTS_FILE))
         if not os.path.exists(os.path.join(path, CONFIG_FILE)):
@@ -314,7 +316,7 @@ def _read_model(info: ModelInfo) -> Tuple[ModelInfo, bytes]:
             info = now
 
 
-def load_pretrained(name_or_path: str, fold: bool = True) -> "Codec":
+def load_pretrained(name_or_path: NameOrPath, fold: bool = True) -> "Codec":
     """A model from the zoo or a folder, ready to code.
 
     Args:
@@ -391,7 +393,7 @@ def _shared(path, fingerprint):
 atexit.register(_shared.cache_clear)  # while TensorFlow is still whole
 
 
-def shared(name_or_path: str, fingerprint: Optional[str] = None):
+def shared(name_or_path: NameOrPath, fingerprint: Optional[str] = None):
     """`load_pretrained`, once a process: the last `MAX_SHARED` models are kept, and loaded again where their weights have changed.
 
     fingerprint: of the weights that it must be; CheckpointError if it has others by now.

@@ -20,7 +20,7 @@ from conftest import draw
 from PIL import Image, ImageOps
 
 from goconv_tf import bitstream, codec, commands, evaluation, limits, memory, picture_io, presets, zoo
-from goconv_tf.errors import CheckpointError, GoConvError, ImageError, ModelMismatchError, RateError, UsageError
+from goconv_tf.errors import BitstreamError, CheckpointError, GoConvError, ImageError, ModelMismatchError, RateError, UsageError
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 40), (17, 3), (31, 33), (150, 203)])
@@ -213,8 +213,33 @@ def test_arrays_that_are_no_pictures(model):
         for action in (codec.compress, codec.estimate):
             with pytest.raises(ImageError, match=r"a picture is uint8 \[h, w, 3\], not"):
                 action(model, array)
+    for thing in (Image.new("RGB", (8, 8)), draw(8, 8).tolist(), "photo.png", None, tf.zeros([8, 8, 3], tf.uint8)):
+        with pytest.raises(ImageError, match=f"is a NumPy array.*, not a {type(thing).__name__}"):
+            codec.compress(model, thing)
     with pytest.raises(UsageError, match="entropy_coder must be tfc or range-coder, not zip"):
         codec.compress(model, draw(8, 8), entropy_coder="zip")
+
+
+def test_bytes_of_any_kind(model):
+    picture = draw(20, 30)
+    data = codec.compress(model, picture).data
+    decoded = codec.decompress(model, data)
+    for same in (bytearray(data), memoryview(data)):
+        np.testing.assert_array_equal(codec.decompress(model, same), decoded)
+    for other in ("a.gcv", 5, None, tf.constant(data)):
+        with pytest.raises(BitstreamError, match=f"is bytes, not a {type(other).__name__}"):
+            codec.decompress(model, other)
+
+
+def test_threads_compile_a_model_once(model_dir):
+    """Six threads that use a new model at once compile it once, and code as one thread does."""
+    model, pictures = zoo.load_pretrained(pathlib.Path(model_dir)), [draw(20 + k, 30, seed=k) for k in range(12)]
+    traced, method = [], model.g_a[0].call
+    model.g_a[0].call = lambda *args: traced.append(1) or method(*args)
+    with concurrent.futures.ThreadPoolExecutor(6) as pool:
+        coded = list(pool.map(lambda picture: codec.compress(model, picture).data, pictures))
+    assert len(traced) == 1
+    assert coded == [codec.compress(model, picture).data for picture in pictures]
 
 
 def test_lambdas_at_the_ends_of_the_range_may_come_back(model):

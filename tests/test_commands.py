@@ -13,7 +13,7 @@ import pytest
 from conftest import ROOT, draw, load_script
 from PIL import Image
 
-from goconv_tf import arguments, bitstream, commands, training
+from goconv_tf import arguments, bitstream, commands, metrics, training
 
 
 def one_line(done):
@@ -67,6 +67,31 @@ def test_folders_go_on_after_a_bad_file(command, tmp_path):
     assert command("decompress", streams / "1.gcv", "--output_dir", pictures).returncode == 0
     assert done.returncode == 0 and Image.open(pictures / "1.png").size == (50, 41)
     assert bitstream.unpack((streams / "0.gcv").read_bytes(), 10**6).coder == "range-coder"
+
+
+def test_two_inputs_for_one_output(command_here, tmp_path):
+    for name in ("a.png", "b.png", "b.bmp"):
+        Image.fromarray(draw(20, 30)).save(tmp_path / name)
+    line = one_line(command_here("compress", tmp_path, "--output_dir", tmp_path / "out", "--model", "tiny-test"))
+    assert f"{tmp_path}/b.bmp and {tmp_path}/b.png would both be written to {tmp_path}/out/b.gcv" in line
+    assert not (tmp_path / "out").exists()
+
+
+def test_formats_that_pictures_are_decoded_to(command_here, photo, tmp_path):
+    """What the line says of pixels is true of the file, or the line says that it is not; JPEG loses little."""
+    stream = tmp_path / "a.gcv"
+    command_here("compress", photo, stream, "--model", "tiny-test")
+    exactly = command_here("decompress", stream, tmp_path / "a.png").stdout.split()[-1]
+    decoded = np.array(Image.open(tmp_path / "a.png"))
+    for extension in ("bmp", "jp2", "ppm", "tga", "tiff", "webp", "sgi"):
+        done = command_here("decompress", stream, tmp_path / f"a.{extension}")
+        assert done.stdout.split()[-1] == exactly, extension
+        np.testing.assert_array_equal(np.array(Image.open(tmp_path / f"a.{extension}").convert("RGB")), decoded, extension)
+    for extension, kind in (("jpg", "JPEG"), ("gif", "GIF")):
+        assert command_here("decompress", stream, tmp_path / f"a.{extension}").stdout.endswith(f"{exactly} before {kind} changed them\n")
+    Image.fromarray(decoded).save(tmp_path / "default.jpg")
+    fine, default = (metrics.psnr(np.array(Image.open(tmp_path / name)), decoded) for name in ("a.jpg", "default.jpg"))
+    assert fine > default + 10, (fine, default)
 
 
 def test_wrong_use_is_one_line(command, command_here, photo, tmp_path):

@@ -269,3 +269,10 @@ def test_strings_that_go_on(conditional):
 def test_escapes_are_rare(prior, conditional):
     for model in (prior, conditional):
         assert max(row[-1] - row[-2] for row in model.table.rows[:-2]) <= 2**16 * 2**-11
+
+
+def test_entropy_models_are_not_called():
+    x = tf.keras.Input([4, 4, 3])
+    for call in (lambda: FactorizedPrior(3)(x), lambda: GaussianConditional()(x), lambda: GaussianConditional()(x, mean=x, scale=x)):
+        with pytest.raises(TypeError, match="makes nothing of its input"):
+            call()

@@ -350,6 +350,15 @@ def test_a_picture_that_was_replaced_is_measured_again(tmp_path):
     assert found[0] == found[2] and found[0]["psnr-rgb"] != found[1]["psnr-rgb"]
 
 
+@pytest.mark.parametrize("shape", [(512, 200, 3), (1, 200, 3), (256, 1, 3), (256, 200, 1)])
+def test_pictures_of_other_shapes_do_not_compare(shape):
+    a, b = np.zeros([256, 200, 3], np.uint8), np.zeros(shape, np.uint8)
+    for measure in (metrics.mse, metrics.psnr, metrics.ms_ssim, metrics.quality):
+        for pair in ((a, b), (b, a)):
+            with pytest.raises(ValueError, match="different shapes"):
+                measure(*pair)
+
+
 def test_mean_squared_error_of_many_rows():
     a, b = np.random.default_rng(0).integers(0, 256, (2, 600, 5, 3)).astype(np.uint8)
     assert metrics.mse(a, b) == pytest.approx(np.mean(np.square(a.astype(float) - b)))

@@ -112,6 +112,16 @@ def elsewhere(models, model_dir, crpe_dir, rnn_dir, tmp_path_factory):
         compressions += [
             {"image": np.zeros([*size, 3], np.uint8), **point} for size in ((0, 5), (1000, 1001), (1, 900_000))
         ]  # a row is 16 when computed
+        others = (
+            picture[None],
+            np.stack(4 * [picture]),
+            picture[..., 0],
+            picture[..., :1],
+            np.repeat(picture, 2, axis=2),
+            picture[0, 0],
+            picture[0, 0, 0],
+        )
+        compressions += [{"image": image, **point} for image in others]
         compressions += [{"image": picture, name: np.array(9, value.dtype)} for name, value in point.items()]
         other = coded["crpe" if kind != "crpe" else "variable_rate"].data
         reasons = damaged(models[kind], other, coded[kind].data, picture)
@@ -143,9 +153,9 @@ def test_what_is_wrong_is_refused_with_the_reason(elsewhere, kind):
         assert isinstance(answer, str) and answer.startswith("refused: ") and reason in answer, (number, reason, answer)
     assert len(ours["reasons"]) == len(theirs["decoded"]) - 2
     outside = "lambda is outside" if kind == "variable_rate" else "layers must be 1 to 3"
-    for answer, reason in zip(theirs["coded"][1:], (*3 * ["1 to 1000000 pixels"], outside)):
+    for answer, reason in zip(theirs["coded"][1:], (*3 * ["1 to 1000000 pixels"], *7 * ["must be [height, width, 3]"], outside)):
         assert isinstance(answer, str) and reason in answer
-    assert len(theirs["coded"]) == (4 if kind == "crpe" else 5)
+    assert len(theirs["coded"]) == (11 if kind == "crpe" else 12)
 
 
 @pytest.mark.parametrize("count", [0, 1, 2, 3, 17, 1000, 65537])

@@ -122,6 +122,13 @@ def test_scalable_pictures_are_whole(rnn):
 def test_wrong_regions(model, region):
     data = codec.compress(model, draw(64, 64)).data
     with pytest.raises(UsageError, match="64 x 64"):
+        codec.decompress(model, data, region=np.array(region))
+
+
+@pytest.mark.parametrize("region", [(), (1, 2, 3), (0, 0, 5, 5, 5)])
+def test_regions_are_four_numbers(model, region):
+    data = codec.compress(model, draw(64, 64)).data
+    with pytest.raises(UsageError, match=f"not {len(region)} numbers"):
         codec.decompress(model, data, region=region)
 
 

@@ -20,7 +20,8 @@ from test_commands import one_line
 
 from goconv_tf import codec, data, export, files, memory, metrics, picture_io, presets, training, zoo
 from goconv_tf.errors import CheckpointError, DataError, GoConvError, UsageError
-from goconv_tf.models import widen
+from goconv_tf.models import named_weights, widen
+from goconv_tf.optimizers import Soap
 
 
 @pytest.fixture(scope="module")
@@ -398,6 +399,8 @@ def test_keras_evaluates_and_validates(photos, unbroken):
     model.compile(model.optimizer)
     history = model.fit(batches.take(1), validation_data=batches, verbose=0).history
     assert history["loss"][0] == pytest.approx(each[0]["loss"], rel=1e-4) and history["val_loss"][0] == pytest.approx(both["loss"], rel=1e-2)
+    history = model.fit(batches, epochs=2, steps_per_epoch=3, verbose=0).history  # an epoch's mean, not its last batch's
+    assert history["loss"] == pytest.approx(2 * [both["loss"]], rel=1e-2)
 
 
 def test_pictures_too_small_to_validate_with(unbroken, tmp_path):
@@ -463,6 +466,54 @@ def test_a_trained_model_is_of_no_folder(model_dir):
     for code in (lambda: codec.compress(model, draw(40, 40)), lambda: codec.decompress(model, data), lambda: export.save(model, "x")):
         with pytest.raises(UsageError, match="no model folder"):
             code()
+
+
+def test_weights_changed_otherwise_are_of_no_folder_either(model_dir, tmp_path):
+    """By a training loop of one's own, and by Keras' `load_weights`."""
+    batch = tf.zeros([1, 64, 64, 3], tf.uint8), tf.constant([0.02]), tf.constant([0, 0]), tf.constant(0)
+    model, optimizer = zoo.load_pretrained(model_dir, fold=False), tf.keras.optimizers.SGD(1e-6)
+    with tf.GradientTape() as tape:
+        loss, _ = model.loss_fn(*batch)
+    assert model.info is not None
+    optimizer.minimize(loss, model.trainable_variables, tape=tape)
+    assert model.info is None
+    with pytest.raises(UsageError, match="no model folder"):
+        codec.compress(model, draw(40, 40))
+    model.save_weights(str(tmp_path / "changed.weights.h5"))
+    folded = zoo.load_pretrained(model_dir)
+    folded.load_weights(str(tmp_path / "changed.weights.h5"))
+    assert folded.info is None and not folded.has_tables
+    x, lmbda = tf.constant(draw(64, 64)[None]), tf.constant([0.02])
+    for ours, theirs in zip(folded.transform(x, lmbda), model.transform(x, lmbda)):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+def test_folded_models_train(photos, model_dir):
+    """All their weights: folded kernels are let go of."""
+    source = data.PatchSource(data.find_pictures([photos]), 64, 2, [0.01, 0.05])
+    trained = []
+    for fold in (True, False):
+        model = zoo.load_pretrained(model_dir, fold=fold)
+        model.compile(optimizer=tf.keras.optimizers.SGD(1e-6))
+        model.fit(source.dataset(0).take(1), verbose=0)
+        trained.append(named_weights(model))
+    for name, weight in trained[0].items():
+        np.testing.assert_array_equal(weight, trained[1][name], name)
+
+
+@pytest.mark.parametrize("kind", ["variable_rate", "crpe", "scalable_rnn"])
+def test_keras_own_format(kind, tmp_path):
+    """What `ModelCheckpoint` writes comes back with its settings, and can become a model folder."""
+    model = zoo.new_model(presets.get_preset(kind, "tiny"))
+    model.quantization = "mixed"
+    model.compile(Soap(1e-3))
+    model.save(str(tmp_path / "model.keras"))
+    again = tf.keras.models.load_model(str(tmp_path / "model.keras"))
+    assert again.config == model.config and again.quantization == "mixed" and type(again.optimizer) is Soap
+    weights = named_weights(again)
+    for name, weight in named_weights(model).items():
+        np.testing.assert_array_equal(weights[name], weight, name)
+    zoo.save_pretrained(again, str(tmp_path / "folder"), "again")
 
 
 def test_settings_of_the_loss_hold_from_the_next_fit_on(model_dir):
@@ -677,12 +728,14 @@ def test_soap_on_rounded_latents(photos, tmp_path):
 
 
 def test_rounded_latents_from_now_on(photos, tmp_path, monkeypatch):
-    """A run that goes on with `--quantization mixed` does not wait for the next five hundred steps to know what z is rounded about."""
+    """A run that goes on with `--quantization mixed` does not wait for the next five hundred steps to know what z is rounded about,
+    nor does one that then ended before its first save."""
     stale = []
     monkeypatch.setattr(tf.keras.Model, "fit", lambda self, *args, callbacks, **kwargs: stale.append(callbacks[1].stale))
-    for quantization in ("noise", "noise", "mixed", "mixed"):
+    for step, quantization in ((10, "noise"), (20, "noise"), (20, "mixed"), (20, "mixed"), (22, "mixed"), (24, "mixed")):
+        monkeypatch.setattr(training, "saved_step", lambda _, step=step: step)
         training.train(options(photos, tmp_path, quantization=quantization))
-    assert stale == [False, False, True, False]
+    assert stale == [True, False, True, True, False, False]
 
     class Model:
         quantization, updates = "mixed", 0

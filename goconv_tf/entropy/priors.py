@@ -3,7 +3,7 @@
 Both answer the same calls, so that one walk over the latents serves every mode:
 `likelihood`, `offset` (what is subtracted before rounding), `indexes` (the row of the
 coding table for every latent) and `table`, which `build_table` makes: coding needs it, and Keras does not save it.
-They compute in float32, whatever they are given.
+They compute in float32, whatever they are given. As layers they are not called: that is a TypeError.
 """
 
 import functools
@@ -21,8 +21,13 @@ LIKELIHOOD_BOUND = 1e-9
 SCALES_MIN, SCALES_MAX, SCALES_LEVELS = 0.11, 256.0, 64
 
 
+class _EntropyModel(tf.keras.layers.Layer):
+    def call(self, *_, **__):
+        raise TypeError(f"{type(self).__name__} makes nothing of its input: use `likelihood`, or a walker")
+
+
 @tf.keras.saving.register_keras_serializable("goconv_tf")
-class FactorizedPrior(OwnVariables, tf.keras.layers.Layer):
+class FactorizedPrior(OwnVariables, _EntropyModel):
     """Fully factorized density, one per channel (Balle et al., arXiv 1802.01436, appendix 6.1).
 
     Args:
@@ -72,7 +77,7 @@ class FactorizedPrior(OwnVariables, tf.keras.layers.Layer):
 
 
 @tf.keras.saving.register_keras_serializable("goconv_tf")
-class GaussianConditional(tf.keras.layers.Layer):
+class GaussianConditional(_EntropyModel):
     """Normal density with a predicted mean and scale per latent (Minnen et al., arXiv 1809.02736).
 
     Scales are bounded below by 0.11, with tfc's gradient through the bound; for coding each

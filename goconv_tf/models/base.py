@@ -1,7 +1,10 @@
 """What all codecs share: the loss, training steps, coding, and the names of their weights."""
 
+import dataclasses
 import functools
 import itertools
+import threading
+import zlib
 from typing import Any, Dict, NamedTuple, Tuple
 
 import tensorflow as tf
@@ -43,6 +46,9 @@ class Coded(NamedTuple):
         return self.pictures[-1] if self.pictures else None
 
 
+_tracing = threading.RLock()
+
+
 def stage(method=None, *, inputs=None, outputs=None, margin=0):
     """Compiles a method when it is called with tensors, once for all sizes; inlines it in a graph and calls it with arrays.
 
@@ -65,18 +71,21 @@ def stage(method=None, *, inputs=None, outputs=None, margin=0):
         present = [x for x in flat if x is not None]
         # Pictures and features of any size share a function; lambdas of one picture and of several do not.
         key = (method.__name__, *(None if x is None else (tf.as_dtype(x.dtype), x.shape[0] if len(x.shape) == 1 else 0) for x in flat))
-        if key not in functions:
-            structure = tf.nest.pack_sequence_as(args, there)
+        with _tracing:  # by one of the threads that want it
+            if key not in functions:
+                structure = tf.nest.pack_sequence_as(args, there)
 
-            def spec(x):
-                x = tf.convert_to_tensor(x)
-                return tf.TensorSpec([None, None, None, x.shape[-1]] if x.shape.rank == 4 else x.shape, x.dtype)
+                def spec(x):
+                    x = tf.convert_to_tensor(x)
+                    return tf.TensorSpec([None, None, None, x.shape[-1]] if x.shape.rank == 4 else x.shape, x.dtype)
 
-            def run(*tensors):
-                left = iter(tensors)
-                return method(self, *tf.nest.pack_sequence_as(structure, [next(left) if given else None for given in there]))
+                def run(*tensors):
+                    left = iter(tensors)
+                    return method(self, *tf.nest.pack_sequence_as(structure, [next(left) if given else None for given in there]))
 
-            functions[key] = tf.function(functools.partial(run), input_signature=[spec(x) for x in present], autograph=False)
+                function = tf.function(functools.partial(run), input_signature=[spec(x) for x in present], autograph=False)
+                function.get_concrete_function()
+                functions[key] = function
         return functions[key](*present)
 
     @functools.wraps(method)
@@ -119,7 +128,7 @@ class Codec(tf.keras.Model):
     alignment = 16  # pictures are padded to multiples of this before analysis
     can_tile = False  # whether pictures can be coded in tiles
     keeps_stages = False  # whether graphs call compiled stages, instead of inlining them
-    info: Any = None  # the `zoo.ModelInfo` of the folder whose weights it has; None once it is trained
+    _folder: Any = None  # (`info`, `_mark` at the time)
     exact_parts: Tuple[str, ...] = ()  # what computes entropy parameters: attributes that have an integer form
 
     def __init__(self, config, **kwargs):
@@ -128,6 +137,35 @@ class Codec(tf.keras.Model):
         self.distortion = "mse"
         self.balance = 0.0
         self.quantization = "noise"
+
+    def get_config(self):
+        """What Keras' own format keeps beside weights and optimizer; model folders are what to code with."""
+        settings = {setting: getattr(self, setting) for setting in ("distortion", "balance", "quantization")}
+        return {"name": self.name, "model": self.config.model, "config": dataclasses.asdict(self.config), **settings}
+
+    @classmethod
+    def from_config(cls, config, custom_objects=None):
+        """A model as `get_config` has it, with all its variables."""
+        model = cls(presets.make_config(config["model"], config["config"]), name=config["name"]).build_weights()
+        for setting in ("distortion", "balance", "quantization"):
+            setattr(model, setting, config[setting])
+        return model
+
+    @property
+    def info(self):
+        """The `zoo.ModelInfo` of the folder whose weights it has; None where it is of none, as once it is trained."""
+        return self._folder[0] if self._folder and self._folder[1] == self._mark() else None
+
+    @info.setter
+    def info(self, info):
+        small = [v for v in self.trainable_variables if v.shape.num_elements() <= 1024]
+        self.__dict__["_marked"] = small  # not as attributes, which Keras would track
+        self.__dict__["_folder"] = info and (info, self._mark())
+
+    def _mark(self):
+        """CRC-32 of biases and other small variables, which any training changes."""
+        with tf.init_scope():
+            return functools.reduce(lambda crc, v: zlib.crc32(v.numpy().tobytes(), crc), self._marked, 0)
 
     @property
     def has_lambda(self) -> bool:
@@ -233,32 +271,47 @@ class Codec(tf.keras.Model):
         replicas = tf.distribute.get_strategy().num_replicas_in_sync
         return {name: value / replicas for name, value in {"loss": loss, **metrics}.items()}
 
-    def make_train_function(self, force=False):
-        """Keras' step of `fit`, with which a model's tables and integers, and the folder that it is of, are those of other weights."""
+    def _forget(self):
+        """Leaves behind what is of its present weights: folded kernels, tables, integers, and the folder that they are of."""
+        for layer in self.foldable():
+            layer.unfold()
         self.drop_tables()
+        self.__dict__.pop("_stages", None)
         self.info = None
-        return super().make_train_function(force)
 
-    def reset_metrics(self):
-        """Keras calls this before `evaluate`'s first batch."""
-        super().reset_metrics()
-        self.__dict__.update(_tested=0, _sums={})  # not as attributes, which Keras would track
+    def load_weights(self, *args, **kwargs):
+        """As Keras' own; the model is then one of no folder, as after `fit`, and not folded."""
+        self._forget()
+        return super().load_weights(*args, **kwargs)
+
+    def make_train_function(self, force=False):
+        """Keras' step of `fit`, giving means over all batches so far: there, the model's Keras metrics would do this."""
+        self._forget()
+        self.train_function = self._averaged(super().make_train_function(force))
+        return self.train_function
 
     def make_test_function(self, force=False):
-        """Keras' step of `evaluate`, giving means over all batches so far: there, the model's Keras metrics would do this."""
+        """Keras' step of `evaluate`, giving means as that of `fit` does."""
         if self._steps_per_execution is not None and int(self._steps_per_execution) > 1:
             raise ValueError("evaluate needs steps_per_execution=1: of several steps Keras gives the last one's")
-        step = super().make_test_function(force)
+        self.test_function = self._averaged(super().make_test_function(force))
+        return self.test_function
+
+    def reset_metrics(self):
+        """Keras calls this before the first batch of `evaluate`, and of each of `fit`'s epochs."""
+        super().reset_metrics()
+        self.__dict__.update(_steps=0, _sums={})
+
+    def _averaged(self, step):
         if hasattr(step, "averaged"):
             return step
 
         def averaged(iterator):
-            self._tested += 1
+            self._steps += 1
             self.__dict__["_sums"] = {name: self._sums.get(name, 0.0) + value for name, value in step(iterator).items()}
-            return {name: total / self._tested for name, total in self._sums.items()}
+            return {name: total / self._steps for name, total in self._sums.items()}
 
         averaged.averaged = True
-        self.test_function = averaged
         return averaged
 
     # Estimation and coding.
@@ -349,11 +402,14 @@ class Codec(tf.keras.Model):
             walker.enter = exact_arithmetic.to_grid
         return walker
 
+    def foldable(self):
+        """The layers that have kernels to fold."""
+        return [layer for layer in self.submodules if hasattr(layer, "fold") and layer is not self]
+
     def fold(self):
-        """Fixes all convolution kernels at their present values, to code faster. Not for training."""
-        for layer in self.submodules:
-            if hasattr(layer, "fold") and layer is not self:
-                layer.fold()
+        """Fixes all convolution kernels at their present values, to code faster, until `fit` or `load_weights`."""
+        for layer in self.foldable():
+            layer.fold()
         self.__dict__.pop("_stages", None)
 
     def estimate(self, x, lmbda, exact=None):

@@ -15,6 +15,7 @@ from goconv_tf.presets import CRPEConfig
 PIXEL_SCALE = 255.0
 
 
+@tf.keras.saving.register_keras_serializable("goconv_tf")
 class CRPE(Codec):
     """Octave codec with two layers of hyper-priors; the high resolution's parameters are estimated from the decoded low one.
 

@@ -9,6 +9,7 @@ from goconv_tf.models.base import Codec, stage
 from goconv_tf.presets import ScalableRNNConfig
 
 
+@tf.keras.saving.register_keras_serializable("goconv_tf")
 class ScalableRNN(Codec):
     """Codes a picture in layers, each what the layers before left over.
 

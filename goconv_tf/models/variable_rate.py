@@ -15,6 +15,7 @@ from goconv_tf.presets import VariableRateConfig
 PIXEL_SCALE = 256.0  # x / 256, as in the paper
 
 
+@tf.keras.saving.register_keras_serializable("goconv_tf")
 class VariableRate(Codec):
     """One model for a range of rates: every core layer is scaled, channel by channel, by lambda.
 
