@@ -158,12 +158,11 @@ class Codec(tf.keras.Model):
 
     @info.setter
     def info(self, info):
-        small = [v for v in self.trainable_variables if v.shape.num_elements() <= 1024]
-        self.__dict__["_marked"] = small  # not as attributes, which Keras would track
+        self.__dict__["_marked"] = [v for v in self.trainable_variables if v.shape.rank == 1]  # not as attributes, which Keras would track
         self.__dict__["_folder"] = info and (info, self._mark())
 
     def _mark(self):
-        """CRC-32 of biases and other small variables, which any training changes."""
+        """CRC-32 of biases and other vectors, which nearly any training changes."""
         with tf.init_scope():
             return functools.reduce(lambda crc, v: zlib.crc32(v.numpy().tobytes(), crc), self._marked, 0)
 
