@@ -12,7 +12,7 @@ from goconv_tf.files import PICTURE_EXTENSION, PICTURE_EXTENSIONS, STREAM_EXTENS
 
 # How decoded pictures are written where Pillow's own settings lose much; and the formats that lose nothing.
 PICTURE_OPTIONS = {"JPEG": {"quality": 95, "subsampling": 0}, "WEBP": {"lossless": True}, "AVIF": {"quality": 95, "subsampling": "4:4:4"}}
-LOSSLESS = ("PNG", "BMP", "DIB", "JPEG2000", "PPM", "QOI", "SGI", "TGA", "TIFF", "WEBP")
+LOSSLESS = ("PNG", "BMP", "DDS", "DIB", "IM", "JPEG2000", "PCX", "PPM", "QOI", "SGI", "TGA", "TIFF", "WEBP")
 
 
 def quiet_tensorflow():

@@ -6,6 +6,7 @@ import math
 import tensorflow as tf
 
 
+@tf.keras.saving.register_keras_serializable("goconv_tf")
 class Schedule(tf.keras.optimizers.schedules.LearningRateSchedule):
     """A rate that rises in equal parts over the first `warmup` steps, and is multiplied by `factor` at each of `boundaries` (steps).
 

@@ -169,8 +169,8 @@ def save_pretrained(model: "Codec", path: str, name: str, card: Optional[Dict[st
     """Writes a model's weights and coding tables as a model folder, and a card (README.md) unless somebody else wrote one.
 
     Args:
-      model: a Codec with weights; its tables are built first if they are not there, as after `fit`. Whoever changed its weights
-        otherwise calls its `build_tables` before.
+      model: a Codec with weights; its tables are built first if they are not there, as after `fit`, or are those of a folder whose weights it no
+        longer has. Whoever else changed its weights calls its `build_tables` before.
       path: folder to write, made if missing.
       name: what streams call it, 1 to 128 characters without slashes.
       card: facts for config.json; "license" (as Hugging Face names it), "notes" and "kodak" (results) also show in README.md.
@@ -193,7 +193,7 @@ def save_pretrained(model: "Codec", path: str, name: str, card: Optional[Dict[st
         _check_card(card or {})
     except (TypeError, KeyError, AttributeError) as error:
         raise UsageError(f"card cannot be read: {type(error).__name__}: {error}") from error
-    if not model.has_tables:
+    if not model.has_tables or model.has_changed:
         model.build_tables()
     weights = named_weights(model)
     exactly = {key: v.numpy() for key, v in weights.items()}

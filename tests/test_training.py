@@ -13,6 +13,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import safetensors
 import tensorflow as tf
 from conftest import ROOT, draw
 from PIL import Image, PngImagePlugin
@@ -21,7 +22,7 @@ from test_commands import one_line
 from goconv_tf import codec, data, export, files, memory, metrics, picture_io, presets, training, zoo
 from goconv_tf.errors import CheckpointError, DataError, GoConvError, UsageError
 from goconv_tf.models import named_weights, widen
-from goconv_tf.optimizers import Soap
+from goconv_tf.optimizers import Schedule, Soap
 
 
 @pytest.fixture(scope="module")
@@ -399,8 +400,12 @@ def test_keras_evaluates_and_validates(photos, unbroken):
     model.compile(model.optimizer)
     history = model.fit(batches.take(1), validation_data=batches, verbose=0).history
     assert history["loss"][0] == pytest.approx(each[0]["loss"], rel=1e-4) and history["val_loss"][0] == pytest.approx(both["loss"], rel=1e-2)
-    history = model.fit(batches, epochs=2, steps_per_epoch=3, verbose=0).history  # an epoch's mean, not its last batch's
+    shown = []
+    watch = tf.keras.callbacks.LambdaCallback(on_train_batch_end=lambda _, logs: shown.append(logs["loss"]))
+    history = model.fit(batches.repeat(2), epochs=2, steps_per_epoch=3, verbose=0, callbacks=[watch]).history  # an epoch's mean, not its last batch's
     assert history["loss"] == pytest.approx(2 * [both["loss"]], rel=1e-2)
+    assert shown == pytest.approx(2 * [one["loss"] for one in each], rel=1e-2)  # of each batch: Keras' progress bar averages them
+    assert float(model.make_train_function()(iter(batches))["loss"]) == pytest.approx(each[0]["loss"], rel=1e-2)
 
 
 def test_pictures_too_small_to_validate_with(unbroken, tmp_path):
@@ -479,6 +484,13 @@ def test_weights_changed_otherwise_are_of_no_folder_either(model_dir, tmp_path):
     assert model.info is None
     with pytest.raises(UsageError, match="no model folder"):
         codec.compress(model, draw(40, 40))
+    model.prior_z_low.parameters()["bias"][0].assign_add(1.0 + tf.zeros_like(model.prior_z_low.parameters()["bias"][0]))
+    zoo.save_pretrained(model, str(tmp_path / "saved"), "saved")  # with tables of these weights
+    saved = zoo.load_pretrained(str(tmp_path / "saved"), fold=False)
+    saved.build_tables()
+    assert zoo.integers_hash(saved) == saved.info.integers
+    with safetensors.safe_open(str(tmp_path / "saved" / zoo.WEIGHTS_FILE), "np") as f:
+        np.testing.assert_array_equal(f.get_tensor("tables/prior_z_low/cdf"), saved.prior_z_low.table.cdf)
     model.save_weights(str(tmp_path / "changed.weights.h5"))
     folded = zoo.load_pretrained(model_dir)
     folded.load_weights(str(tmp_path / "changed.weights.h5"))
@@ -486,6 +498,16 @@ def test_weights_changed_otherwise_are_of_no_folder_either(model_dir, tmp_path):
     x, lmbda = tf.constant(draw(64, 64)[None]), tf.constant([0.02])
     for ours, theirs in zip(folded.transform(x, lmbda), model.transform(x, lmbda)):
         np.testing.assert_array_equal(ours, theirs)
+
+
+@pytest.mark.parametrize("kind", ["model_dir", "crpe_dir", "rnn_dir"])
+def test_models_that_have_coded_can_train(kind, request):
+    model = zoo.load_pretrained(request.getfixturevalue(kind))
+    codec.compress(model, draw(40, 40), reconstruct=True)
+    assert len(model.submodules) > 20  # although stages, which it has now, do not sort
+    model.compile(optimizer=tf.keras.optimizers.SGD())
+    model.make_train_function()
+    assert model.info is None and not any(layer.unfold() for layer in model.foldable())
 
 
 def test_folded_models_train(photos, model_dir):
@@ -506,10 +528,11 @@ def test_keras_own_format(kind, tmp_path):
     """What `ModelCheckpoint` writes comes back with its settings, and can become a model folder."""
     model = zoo.new_model(presets.get_preset(kind, "tiny"))
     model.quantization = "mixed"
-    model.compile(Soap(1e-3))
+    model.compile(Soap(Schedule(1e-3, [5], 0.5, 2)))
     model.save(str(tmp_path / "model.keras"))
     again = tf.keras.models.load_model(str(tmp_path / "model.keras"))
     assert again.config == model.config and again.quantization == "mixed" and type(again.optimizer) is Soap
+    assert float(again.optimizer.learning_rate) == pytest.approx(5e-4)  # the first of two steps up to it
     weights = named_weights(again)
     for name, weight in named_weights(model).items():
         np.testing.assert_array_equal(weights[name], weight, name)

@@ -237,9 +237,10 @@ class SignalConv2D(OwnVariables, tfc.SignalConv2D):
         """Fixes the kernel at its present value, so that later calls need not compute it."""
         self._folded = tf.constant(super().kernel.numpy())
 
-    def unfold(self):
-        """Has the kernel computed from the parameter again."""
-        self._folded = None
+    def unfold(self) -> bool:
+        """Has the kernel computed from the parameter again; whether it was folded."""
+        folded, self._folded = self._folded is not None, None
+        return folded
 
 
 @tf.keras.saving.register_keras_serializable("goconv_tf")

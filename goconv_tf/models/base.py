@@ -71,21 +71,22 @@ def stage(method=None, *, inputs=None, outputs=None, margin=0):
         present = [x for x in flat if x is not None]
         # Pictures and features of any size share a function; lambdas of one picture and of several do not.
         key = (method.__name__, *(None if x is None else (tf.as_dtype(x.dtype), x.shape[0] if len(x.shape) == 1 else 0) for x in flat))
-        with _tracing:  # by one of the threads that want it
-            if key not in functions:
-                structure = tf.nest.pack_sequence_as(args, there)
+        if key not in functions:
+            with _tracing:  # by one of the threads that want it
+                if key not in functions:
+                    structure = tf.nest.pack_sequence_as(args, there)
 
-                def spec(x):
-                    x = tf.convert_to_tensor(x)
-                    return tf.TensorSpec([None, None, None, x.shape[-1]] if x.shape.rank == 4 else x.shape, x.dtype)
+                    def spec(x):
+                        x = tf.convert_to_tensor(x)
+                        return tf.TensorSpec([None, None, None, x.shape[-1]] if x.shape.rank == 4 else x.shape, x.dtype)
 
-                def run(*tensors):
-                    left = iter(tensors)
-                    return method(self, *tf.nest.pack_sequence_as(structure, [next(left) if given else None for given in there]))
+                    def run(*tensors):
+                        left = iter(tensors)
+                        return method(self, *tf.nest.pack_sequence_as(structure, [next(left) if given else None for given in there]))
 
-                function = tf.function(functools.partial(run), input_signature=[spec(x) for x in present], autograph=False)
-                function.get_concrete_function()
-                functions[key] = function
+                    function = tf.function(functools.partial(run), input_signature=[spec(x) for x in present], autograph=False)
+                    function.get_concrete_function()
+                    functions[key] = function
         return functions[key](*present)
 
     @functools.wraps(method)
@@ -129,6 +130,10 @@ class Codec(tf.keras.Model):
     can_tile = False  # whether pictures can be coded in tiles
     keeps_stages = False  # whether graphs call compiled stages, instead of inlining them
     _folder: Any = None  # (`info`, `_mark` at the time)
+    _steps: int = 0  # of the epoch
+    _sums: Any = None  # of their metrics
+    # Keys of the first are of types that do not sort, as tf.Module would have them.
+    _TF_MODULE_IGNORED_PROPERTIES = frozenset({"_stages", "_marked", "_folder", "_sums"} | tf.keras.Model._TF_MODULE_IGNORED_PROPERTIES)
     exact_parts: Tuple[str, ...] = ()  # what computes entropy parameters: attributes that have an integer form
 
     def __init__(self, config, **kwargs):
@@ -154,12 +159,17 @@ class Codec(tf.keras.Model):
     @property
     def info(self):
         """The `zoo.ModelInfo` of the folder whose weights it has; None where it is of none, as once it is trained."""
-        return self._folder[0] if self._folder and self._folder[1] == self._mark() else None
+        return None if self._folder is None or self.has_changed else self._folder[0]
 
     @info.setter
     def info(self, info):
         self.__dict__["_marked"] = [v for v in self.trainable_variables if v.shape.rank == 1]  # not as attributes, which Keras would track
         self.__dict__["_folder"] = info and (info, self._mark())
+
+    @property
+    def has_changed(self) -> bool:
+        """Whether it was of a folder, and its weights no longer are."""
+        return self._folder is not None and self._folder[1] != self._mark()
 
     def _mark(self):
         """CRC-32 of biases and other vectors, which nearly any training changes."""
@@ -271,47 +281,52 @@ class Codec(tf.keras.Model):
         return {name: value / replicas for name, value in {"loss": loss, **metrics}.items()}
 
     def _forget(self):
-        """Leaves behind what is of its present weights: folded kernels, tables, integers, and the folder that they are of."""
-        for layer in self.foldable():
-            layer.unfold()
+        """Leaves behind what is of other weights than it has, or will have: folded kernels, tables, integers, and the folder that they are of."""
+        unfolded = [layer for layer in self.foldable() if layer.unfold()]
+        if unfolded:
+            self.__dict__.pop("_stages", None)
         self.drop_tables()
-        self.__dict__.pop("_stages", None)
         self.info = None
 
     def load_weights(self, *args, **kwargs):
         """As Keras' own; the model is then one of no folder, as after `fit`, and not folded."""
+        status = super().load_weights(*args, **kwargs)
         self._forget()
-        return super().load_weights(*args, **kwargs)
+        return status
 
     def make_train_function(self, force=False):
-        """Keras' step of `fit`, giving means over all batches so far: there, the model's Keras metrics would do this."""
+        """Keras' step of `fit`."""
         self._forget()
-        self.train_function = self._averaged(super().make_train_function(force))
+        self.train_function = self._added_up(super().make_train_function(force))
         return self.train_function
 
     def make_test_function(self, force=False):
-        """Keras' step of `evaluate`, giving means as that of `fit` does."""
+        """Keras' step of `evaluate`."""
         if self._steps_per_execution is not None and int(self._steps_per_execution) > 1:
             raise ValueError("evaluate needs steps_per_execution=1: of several steps Keras gives the last one's")
-        self.test_function = self._averaged(super().make_test_function(force))
+        self.test_function = self._added_up(super().make_test_function(force))
         return self.test_function
 
     def reset_metrics(self):
         """Keras calls this before the first batch of `evaluate`, and of each of `fit`'s epochs."""
         super().reset_metrics()
-        self.__dict__.update(_steps=0, _sums={})
+        self.__dict__.update(_steps=0, _sums=None)  # not as attributes, which Keras would track
 
-    def _averaged(self, step):
-        if hasattr(step, "averaged"):
+    def _added_up(self, step):
+        if hasattr(step, "added_up"):
             return step
 
-        def averaged(iterator):
-            self._steps += 1
-            self.__dict__["_sums"] = {name: self._sums.get(name, 0.0) + value for name, value in step(iterator).items()}
-            return {name: total / self._steps for name, total in self._sums.items()}
+        def added_up(iterator):
+            metrics, sums = step(iterator), self._sums or {}
+            self.__dict__.update(_steps=self._steps + 1, _sums={name: sums.get(name, 0.0) + value for name, value in metrics.items()})
+            return metrics
 
-        averaged.averaged = True
-        return averaged
+        added_up.added_up = True
+        return added_up
+
+    def _validate_and_get_metrics_result(self, logs):
+        """What Keras has of an epoch: means over its batches (with steps_per_execution, over the last one of each execution)."""
+        return {name: float(total) / self._steps for name, total in self._sums.items()} if self._sums else logs
 
     # Estimation and coding.
 
