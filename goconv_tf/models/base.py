@@ -85,7 +85,8 @@ def stage(method=None, *, inputs=None, outputs=None, margin=0):
                         return method(self, *tf.nest.pack_sequence_as(structure, [next(left) if given else None for given in there]))
 
                     function = tf.function(functools.partial(run), input_signature=[spec(x) for x in present], autograph=False)
-                    function.get_concrete_function()
+                    if not tf.config.functions_run_eagerly():
+                        function.get_concrete_function()
                     functions[key] = function
         return functions[key](*present)
 
