@@ -102,6 +102,9 @@ def stage(method=None, *, inputs=None, outputs=None, margin=0):
     return call
 
 
+_SETTINGS = ("distortion", "balance", "quantization")  # that `loss_fn` depends on
+
+
 def _setting(name):
     """A property that `loss_fn` depends on: what Keras has compiled for another value is forgotten."""
 
@@ -146,14 +149,14 @@ class Codec(tf.keras.Model):
 
     def get_config(self):
         """What Keras' own format keeps beside weights and optimizer; model folders are what to code with."""
-        settings = {setting: getattr(self, setting) for setting in ("distortion", "balance", "quantization")}
+        settings = {setting: getattr(self, setting) for setting in _SETTINGS}
         return {"name": self.name, "model": self.config.model, "config": dataclasses.asdict(self.config), **settings}
 
     @classmethod
     def from_config(cls, config, custom_objects=None):
         """A model as `get_config` has it, with all its variables."""
         model = cls(presets.make_config(config["model"], config["config"]), name=config["name"]).build_weights()
-        for setting in ("distortion", "balance", "quantization"):
+        for setting in _SETTINGS:
             setattr(model, setting, config[setting])
         return model
 
