@@ -11,6 +11,7 @@ WIDEST = 2048  # channels
 TRAINING_CHOICES = {  # what flags of training may be
     "distortion": ("mse", "mix", "ms-ssim"),
     "quantization": ("noise", "mixed"),
+    "gradients": ("float32", "bfloat16"),
     "optimizer": ("adam", "soap"),
     "init": ("random", "pca"),
     "strategy": ("none", "mirrored", "multi_worker"),

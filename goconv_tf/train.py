@@ -58,6 +58,12 @@ flags.DEFINE_enum(
     TRAINING_CHOICES["quantization"],
     "Latents that the synthesis trains on: noisy, as in the papers, or rounded, with straight-through gradients. Printed rates are of noisy ones.",
 )
+flags.DEFINE_enum(
+    "gradients",
+    "float32",
+    TRAINING_CHOICES["gradients"],
+    "Type that gradients of convolutions are computed in; the rest is float32. bfloat16 is faster on processors with instructions for it.",
+)
 flags.DEFINE_integer("patchsize", 256, "Side of the training patches in pixels; a multiple of 16.", lower_bound=16)
 flags.DEFINE_integer("batchsize", 8, "Patches a step, over all devices together.", lower_bound=1)
 flags.DEFINE_enum("optimizer", "adam", TRAINING_CHOICES["optimizer"], "Adam, as in the papers, or SOAP (arXiv 2409.11321).")

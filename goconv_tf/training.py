@@ -42,6 +42,7 @@ class Options:
     distortion: str = "mse"
     balance: float = 0.0
     quantization: str = "noise"
+    gradients: str = "float32"
     patchsize: int = 256
     batchsize: int = 8
     optimizer: str = "adam"
@@ -571,6 +572,7 @@ def _compiled_model(options: Options, config, source, strategy, start):
                 PRINCIPAL_STARTS[options.model](model, crops())
             cluster.share(strategy, model.trainable_variables)
         model.distortion, model.balance, model.quantization = options.distortion, options.balance, options.quantization
+        model.gradients = options.gradients
         optimizer = make_optimizer(options)
         optimizer.build(model.trainable_variables)
         model.compile(optimizer=optimizer)

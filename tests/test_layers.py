@@ -12,6 +12,7 @@ from conftest import ROOT
 
 from goconv_tf.layers import (
     GDN,
+    Conv2D,
     GoConv2D,
     GoConv2DTranspose,
     ModulatedGoConv2D,
@@ -20,6 +21,7 @@ from goconv_tf.layers import (
     RDFTKernel,
     ScalingNet,
     SignalConv2D,
+    convolution_gradients,
 )
 
 
@@ -565,6 +567,54 @@ def test_mixed_precision():
     assert y.high.dtype == last.dtype == tf.bfloat16
     assert all(v.dtype == tf.float32 for v in layer.variables)
     assert np.isfinite(tf.cast(last, tf.float32)).all()
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        SignalConv2D(9, 5, 2),
+        SignalConv2D(9, 5, 2, transpose=True),
+        SignalConv2D(3, 5, 2, transpose=True),  # to few channels
+        SignalConv2D(9, 3, 1, transpose=True),
+        Conv2D(9, 3, 2),
+        Conv2D(9, 2, padding="valid"),
+    ],
+)
+def test_gradients_in_bfloat16(layer):
+    """They are off by what rounding to 8 bits costs, and no more; what the layer gives is not."""
+    x = tf.random.stateless_normal([2, 17, 18, 8], [1, 2])
+    layer.build(x.shape)
+
+    def outputs_and_gradients(dtype):
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            with convolution_gradients(dtype):
+                y = layer(x)
+            loss = tf.reduce_sum(y * tf.random.stateless_normal(y.shape, [3, 4]))
+        return y, tape.gradient(loss, [x, *layer.trainable_variables])
+
+    (expected, exact), (y, rounded) = map(outputs_and_gradients, ("float32", "bfloat16"))
+    np.testing.assert_array_equal(y, expected)
+    assert len(rounded) == 3
+    for a, b in zip(rounded, exact):
+        error = float(tf.norm(a - b) / tf.norm(b))
+        assert a.dtype == tf.float32 and (error < 1e-5 if len(a.shape) == 1 else 1e-4 < error < 0.01), (a.shape, error)
+
+
+def test_gradients_of_other_convolutions():
+    """What bfloat16 gradients are not for has its own: other types than float32, dilated convolutions; nor does the type outlive its block."""
+    x = tf.random.stateless_normal([1, 9, 9, 4], [1, 2], dtype=tf.float64)
+    layers = SignalConv2D(3, 5, dtype="float64"), Conv2D(3, 3, dilation_rate=2, dtype="float64"), Conv2D(3, 3, dilation_rate=2), Conv2D(3, 3)
+    gradients = []
+    for dtype in ("float32", "bfloat16"):
+        with tf.GradientTape() as tape:
+            with pytest.raises(RuntimeError), convolution_gradients(dtype):
+                outputs = [layer(x) for layer in layers[:3]]
+                raise RuntimeError
+            outputs.append(layers[3](x))
+        gradients.append(tape.gradient(outputs, [v for layer in layers for v in layer.trainable_variables]))
+    for a, b in zip(*gradients):
+        np.testing.assert_allclose(a, b, rtol=1e-5)
 
 
 @pytest.mark.parametrize("kernel_size", [1, 2, 3, 5])

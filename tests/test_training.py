@@ -356,7 +356,7 @@ def test_damaged_settings_of_a_run(tmp_path):
         *({"patchsize": value} for value in (-16, 0)),
         *({name: float("nan")} for name in ("ema", "clip_norm", "minutes", "vivid")),
         *({"batchsize": -1}, {"seed": 2**32}, {"last_step": -1}),
-        *({"distortion": "ms_ssim"}, {"quantization": "round"}, {"optimizer": "sgd"}),
+        *({"distortion": "ms_ssim"}, {"quantization": "round"}, {"optimizer": "sgd"}, {"gradients": "float16"}),
         {"val_lambdas": (0.01,), "model": "crpe", "lambdas": (0.01,)},
     ],
 )
@@ -542,14 +542,31 @@ def test_keras_own_format(kind, tmp_path):
 def test_settings_of_the_loss_hold_from_the_next_fit_on(model_dir):
     model = zoo.load_pretrained(model_dir, fold=False)
     model.compile(optimizer=tf.keras.optimizers.Adam())
-    for name, value in (("distortion", "mix"), ("balance", 0.5), ("quantization", "mixed")):
+    for name, value in (("distortion", "mix"), ("balance", 0.5), ("quantization", "mixed"), ("gradients", "bfloat16")):
         model.make_train_function()
         model.make_test_function()
         setattr(model, name, value)
         assert getattr(model, name) == value and model.train_function is None and model.test_function is None
-    for name in ("distortion", "quantization"):
+    for name in ("distortion", "quantization", "gradients"):
         with pytest.raises(ValueError, match=f"{name} must be one of"):
             setattr(model, name, "Mixed")
+
+
+def test_a_step_with_bfloat16_gradients():
+    """It takes them for all convolutions that the layers here make, and moves weights nearly as a step without does."""
+    x = np.random.default_rng(0).integers(0, 256, [1, 64, 64, 3]).astype(np.uint8)
+    batch = [x, np.array([0.02], np.float32), np.array([[1, 2]], np.int32), np.array([0], np.int32)]
+    moves = {}
+    for gradients in ("float32", "bfloat16"):
+        tf.keras.utils.set_random_seed(0)
+        model = zoo.new_model(presets.get_preset("scalable_rnn", "tiny"))
+        model.gradients = gradients
+        model.compile(tf.keras.optimizers.SGD(1.0))
+        before = [v.numpy() for v in model.trainable_variables]
+        model.train_step(batch)
+        moves[gradients] = np.concatenate([(v.numpy() - b).ravel() for v, b in zip(model.trainable_variables, before)])
+    error = np.linalg.norm(moves["bfloat16"] - moves["float32"]) / np.linalg.norm(moves["float32"])
+    assert 1e-4 < error < 0.05
 
 
 def test_losses_of_layers_count(model_dir):
@@ -859,9 +876,9 @@ def test_options_reach_the_model_and_its_data(tmp_path, monkeypatch):
     Image.fromarray(draw(180, 190)).save(tmp_path / "a.png")
     made, original = [], data.PatchSource
     monkeypatch.setattr(data, "PatchSource", lambda *args: made.append(original(*args)) or made[-1])
-    chosen = dict(distortion="mix", balance=0.5, quantization="mixed", patchsize=176, seed=7, flip=False, vivid=0.25)
+    chosen = dict(distortion="mix", balance=0.5, quantization="mixed", gradients="bfloat16", patchsize=176, seed=7, flip=False, vivid=0.25)
     model = training.train(options(str(tmp_path), tmp_path / "run", **chosen))
-    assert (model.distortion, model.balance, model.quantization) == ("mix", 0.5, "mixed")
+    assert (model.distortion, model.balance, model.quantization, model.gradients) == ("mix", 0.5, "mixed", "bfloat16")
     (source,) = made
     assert (source.patch, source.batch, source.seed, source.flip, source.vivid) == (176, 2, 7, False, 0.25)
     for changes, message in ((dict(settings=("filters=12",)), "holds a run with --set nothing"), (dict(num_latents=12), "num_latents 0, not 12")):

@@ -2,6 +2,7 @@
 
 from goconv_tf.layers.conv import GDN, Conv2D, RDFTKernel, SignalConv2D
 from goconv_tf.layers.conv_lstm import ConvLSTM2DCell
+from goconv_tf.layers.gradients import convolution_gradients
 from goconv_tf.layers.modulated import ModulatedGoConv2D, ModulatedGoConv2DTranspose, ScalingNet
 from goconv_tf.layers.octave import GoConv2D, GoConv2DTranspose, OctaveTensor
 
@@ -17,4 +18,5 @@ __all__ = [
     "RDFTKernel",
     "ScalingNet",
     "SignalConv2D",
+    "convolution_gradients",
 ]

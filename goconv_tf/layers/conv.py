@@ -8,7 +8,7 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_compression as tfc
 
-from goconv_tf.layers import exact
+from goconv_tf.layers import exact, gradients
 
 # Of convolutions, what begins and restrains their variables: {argument: (default, what makes it of a name or a config)}.
 VARIABLE_ARGUMENTS = {
@@ -213,7 +213,7 @@ class SignalConv2D(OwnVariables, tfc.SignalConv2D):
         if self._transpose and stride > 1 and self.filters < 8:
             # Transposed convolutions to few channels leave most of a processor idle: one channel more for each phase.
             kernel, before, after = _phases(kernel, before, stride)
-            outputs = tf.nn.conv2d(tf.pad(inputs, [[0, 0], [before, after], [before, after], [0, 0]]), kernel, 1, "VALID")
+            outputs = gradients.conv2d(tf.pad(inputs, [[0, 0], [before, after], [before, after], [0, 0]]), kernel, 1, "VALID")
             return tf.nn.depth_to_space(outputs, stride)
         outputs = exact.same(inputs, kernel, before, stride, self._transpose)
         outputs.set_shape(self.compute_output_shape(inputs.shape))
@@ -308,6 +308,13 @@ class Conv2D(tf.keras.layers.Conv2D):
 
     def __init__(self, filters, kernel_size, strides=1, padding="same", **kwargs):
         super().__init__(filters, kernel_size, strides, padding=padding, **kwargs)
+
+    def convolution_op(self, inputs, kernel):
+        """Keras' own; called by `call`."""
+        plain = {"dilation_rate": (1, 1), "groups": 1, "data_format": "channels_last", "strides": self.strides[:1] * 2}
+        if self.padding not in ("same", "valid") or any(getattr(self, name) != value for name, value in plain.items()):
+            return super().convolution_op(inputs, kernel)
+        return gradients.conv2d(inputs, kernel, self.strides[0], self.padding.upper())
 
     def quantize(self):
         """The present weights as integers, for `exact`; without strides, as TensorFlow pads those by the input's size."""

@@ -24,6 +24,8 @@ import numpy as np
 import tensorflow as tf
 from threadpoolctl import ThreadpoolController
 
+from goconv_tf.layers import gradients
+
 GRID_BITS = 10
 GRID = 2.0**GRID_BITS
 LIMIT = 2**21 - 1  # of activations, in grid units
@@ -215,14 +217,14 @@ def same(x, kernel, before, strides, transpose):
         inside = shape[1:3] * strides
         length = inside + (before + max(size - strides - before, 0))
         kernel = tf.transpose(kernel, [0, 1, 3, 2])
-        total = tf.nn.conv2d_transpose(x, kernel, [shape[0], length[0], length[1], channels], strides, "VALID")
+        total = gradients.conv2d_transpose(x, kernel, [shape[0], length[0], length[1], channels], strides, "VALID")
         return cut(total, [0, before, before, 0], [shape[0], inside[0], inside[1], channels]) if size > 1 else total
     if transpose:
         kernel, before = kernel[::-1, ::-1], size - 1 - before
     if size > 1:
         after = size - 1 - before
         x = tf.pad(x, [[0, 0], [before, after], [before, after], [0, 0]])
-    return tf.nn.conv2d(x, kernel, strides, "VALID")
+    return gradients.conv2d(x, kernel, strides, "VALID")
 
 
 def upsampling_phases(size, before, strides):

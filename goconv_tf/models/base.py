@@ -11,6 +11,7 @@ import tensorflow as tf
 
 from goconv_tf import entropy, limits, losses, presets
 from goconv_tf.errors import BitstreamError, ModelMismatchError
+from goconv_tf.layers import convolution_gradients
 from goconv_tf.layers import exact as exact_arithmetic
 from goconv_tf.models import tiles
 
@@ -102,11 +103,11 @@ def stage(method=None, *, inputs=None, outputs=None, margin=0):
     return call
 
 
-_SETTINGS = ("distortion", "balance", "quantization")  # that `loss_fn` depends on
+_SETTINGS = ("distortion", "balance", "quantization", "gradients")  # that training depends on
 
 
 def _setting(name):
-    """A property that `loss_fn` depends on: what Keras has compiled for another value is forgotten."""
+    """A property that training depends on: what Keras has compiled for another value is forgotten."""
 
     def get(self):
         return getattr(self, f"_{name}")
@@ -117,7 +118,7 @@ def _setting(name):
         setattr(self, f"_{name}", value)
         self.train_function = self.test_function = None
 
-    return property(get, change, doc=f"See `loss_fn`; may be set at any time, and holds from the next `fit` or `evaluate` on. {name}.")
+    return property(get, change, doc=f"See `loss_fn`, `train_step`; may be set at any time, and holds from the next `fit` or `evaluate` on. {name}.")
 
 
 class Codec(tf.keras.Model):
@@ -146,6 +147,7 @@ class Codec(tf.keras.Model):
         self.distortion = "mse"
         self.balance = 0.0
         self.quantization = "noise"
+        self.gradients = "float32"
 
     def get_config(self):
         """What Keras' own format keeps beside weights and optimizer; model folders are what to code with."""
@@ -157,7 +159,7 @@ class Codec(tf.keras.Model):
         """A model as `get_config` has it, with all its variables."""
         model = cls(presets.make_config(config["model"], config["config"]), name=config["name"]).build_weights()
         for setting in _SETTINGS:
-            setattr(model, setting, config[setting])
+            setattr(model, setting, config.get(setting, getattr(model, setting)))  # files of earlier versions have fewer
         return model
 
     @property
@@ -221,6 +223,7 @@ class Codec(tf.keras.Model):
     distortion = _setting("distortion")
     balance = _setting("balance")
     quantization = _setting("quantization")
+    gradients = _setting("gradients")
 
     @tf.autograph.experimental.do_not_convert  # nothing here needs it, and tracing takes half the time
     def loss_fn(self, x, lmbda, seed, step):
@@ -265,8 +268,11 @@ class Codec(tf.keras.Model):
         return bpp, {**metrics, "bpp": tf.reduce_mean(bpp)}
 
     def train_step(self, data):
-        """A step of `fit`; data: (x, lmbda, seeds, steps) as in `loss_fn`, with int32 [batch, 2] and [batch] (`data.PatchSource` gives them)."""
-        with tf.GradientTape() as tape:
+        """A step of `fit`; data: (x, lmbda, seeds, steps) as in `loss_fn`, with int32 [batch, 2] and [batch] (`data.PatchSource` gives them).
+
+        `gradients` ("float32" or "bfloat16") is what gradients of convolutions are computed in (`layers.convolution_gradients`).
+        """
+        with convolution_gradients(self.gradients), tf.GradientTape() as tape:
             metrics = self.test_step(data)
         # Gradients of replicas are added up, as are the metrics by Keras.
         self.optimizer.minimize(metrics["loss"], self.trainable_variables, tape=tape)
