@@ -8,7 +8,7 @@
 OUT_rec.png, and prints measures per image and, of a folder, their averages. --checkpoint_dir is a training folder, a model
 folder or a zoo name. Training defaults are the original's: batch 8, 256-pixel patches, Adam at 1e-4, gradients clipped by value to
 +-0.01/lr, 1,000,000 steps; with --lr_scheduling the rate halves at 50, 60, 70, 80 and 90 % of them. Saves and summaries come
-every 500 steps (there: 10,000 and 100).
+every 500 steps (there: 10,000 and 100), and have neither PSNR nor MS-SSIM of the batch.
 `python -m goconv_tf.train --model crpe` has more flags for training, `python -m goconv_tf` for coding.
 """
 

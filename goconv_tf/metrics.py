@@ -1,10 +1,12 @@
-"""Measures of pictures, uint8 [h, w, 3]. Depends on nothing else here."""
+"""Measures of pictures, uint8 [h, w, 3]. Depends on no model."""
 
 import functools
 import math
 from typing import Dict
 
 import numpy as np
+
+from goconv_tf import memory
 
 MS_SSIM_SIDE = 161  # smallest side in pixels for five scales of an 11 x 11 window
 MS_SSIM_BYTES = 130  # of memory a pixel
@@ -55,6 +57,7 @@ def _compiled_ms_ssim():
     return tf.function(lambda a, b: tf.image.ssim_multiscale(a, b, 255.0)[0], input_signature=[pictures, pictures], autograph=False)
 
 
+@memory.guarded()
 def ms_ssim(a, b) -> float:
     """Multi-scale SSIM (Wang, Simoncelli, Bovik 2003), mean of the channels of [h, w, c] in 8-bit units, linear; nan under 161 pixels a side."""
     a, b = _alike(a, b)

@@ -45,17 +45,17 @@ def import_scalable_rnn(path):
         variable.assign(_read(path, reader, name))
     for k, prior in enumerate(model.priors):
         scope = f"entropy_iter{k}"
-        quantiles = _read(path, reader, f"{scope}/quantiles").reshape(-1, 3)
-        if len(quantiles) != config.filters:
-            raise CheckpointError(f"{path}: {scope}/quantiles: {len(quantiles)} channels instead of {config.filters}")
-        lower, median = quantiles[:, 0], quantiles[:, 1]
+        quantiles = _read(path, reader, f"{scope}/quantiles")
+        if quantiles.size != 3 * config.filters or quantiles.dtype != np.float32:
+            found = f"{quantiles.dtype} {quantiles.shape}"
+            raise CheckpointError(f"{path}: {scope}/quantiles: {found} is not three numbers for {config.filters} channels")
+        lower, median, _ = quantiles.reshape(-1, 3).T
         prior.table = _table(path, reader, scope, config.filters, -np.maximum(np.ceil(median - lower), 0))
         prior.quantization_offset.assign(median)
     scales = len(model.conditional.scale_table)
     conditionals = []
     for k in range(config.iterations):
-        lengths = _read(path, reader, f"conditional{k}/cdf_length")
-        conditionals.append(_table(path, reader, f"conditional{k}", scales, -((lengths - 3) // 2)))
+        conditionals.append(_table(path, reader, f"conditional{k}", scales))
     if any((c.cdf.shape != conditionals[0].cdf.shape) or (c.cdf != conditionals[0].cdf).any() for c in conditionals):
         raise CheckpointError(f"{path}: the iterations' conditional tables differ, which the original's never do")
     model.conditional.table = conditionals[0]
@@ -169,14 +169,17 @@ def _scalable_rnn_weights(config):
     return model, weights
 
 
-def _table(path, reader, scope, rows, offset):
-    """CodingTable from a padded matrix of cumulative frequencies and its rows' lengths."""
+def _table(path, reader, scope, rows, offset=None):
+    """CodingTable from a padded matrix of cumulative frequencies and its rows' lengths; offset: None for rows that are symmetric about 0."""
     from goconv_tf.entropy import CodingTable
     from goconv_tf.entropy.tables import PRECISION
 
     cdf, lengths = _read(path, reader, f"{scope}/quantized_cdf"), _read(path, reader, f"{scope}/cdf_length")
-    if cdf.ndim != 2 or len(cdf) != rows or lengths.shape != (rows,) or (lengths < 2).any() or (lengths > cdf.shape[1]).any():
-        raise CheckpointError(f"{path}: {scope}/quantized_cdf: shape {cdf.shape} with lengths {lengths.shape} is not a table of {rows} rows")
+    integers = cdf.dtype.kind == lengths.dtype.kind == "i"
+    if not integers or cdf.ndim != 2 or len(cdf) != rows or lengths.shape != (rows,) or (lengths < 2).any() or (lengths > cdf.shape[1]).any():
+        found = f"{cdf.dtype} {cdf.shape} with lengths {lengths.dtype} {lengths.shape}"
+        raise CheckpointError(f"{path}: {scope}/quantized_cdf: {found} is not a table of {rows} rows")
+    offset = -((lengths - 3) // 2) if offset is None else offset
     table = CodingTable([value for row, length in zip(cdf, lengths) for value in (-PRECISION, *row[:length])], offset)
     try:
         table.check(rows)

@@ -183,6 +183,7 @@ class Validator:
         both = (tf.cast(x[None], tf.float32) for x in (picture, decoded))
         return float(losses.distortion(*both, self.distortion)[0])
 
+    @memory.guarded()
     def __call__(self, model):
         """[(lambda, mean bpp, mean PSNR)] and the mean loss, of the model's present weights; a row for each layer of scalable models."""
         for target, source in zip(self.codec.variables, model.variables):
@@ -468,8 +469,10 @@ def read_run(path):
         with open(path, encoding="utf-8") as f:
             run = json.load(f)
         lists = {name: run.get(name, []) for name in ("settings", "lambdas")}
-        if not isinstance(run["ema"], (int, float)) or not all(isinstance(value, list) for value in lists.values()):
+        numbers = [run["ema"], *lists["lambdas"]]
+        if not all(isinstance(value, (int, float)) for value in numbers) or not all(isinstance(value, list) for value in lists.values()):
             raise TypeError("a setting of another type")
+        run.get("config", {}).items()
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{path}: is damaged: {type(error).__name__}: {error}") from error
     return run
@@ -604,7 +607,7 @@ def _fit(options: Options, model, source, val_paths, strategy, start, total, sta
             backup.on_train_begin()
             watch[0].watch()
         return
-    with stopped_by_signals(progress.stop), data_errors(), save_errors(backup_dir):
+    with stopped_by_signals(progress.stop), data_errors(), memory.guarded(), save_errors(backup_dir):
         model.fit(
             cluster.dataset(source, start, strategy),
             epochs=2**31,  # Progress ends the run; an "epoch" is the time between two saves

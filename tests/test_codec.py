@@ -20,7 +20,7 @@ import tensorflow as tf
 from conftest import draw
 from PIL import Image, ImageOps
 
-from goconv_tf import bitstream, codec, commands, evaluation, limits, memory, picture_io, presets, zoo
+from goconv_tf import bitstream, codec, commands, evaluation, limits, memory, metrics, picture_io, presets, training, zoo
 from goconv_tf.errors import BitstreamError, CheckpointError, GoConvError, ImageError, ModelMismatchError, RateError, UsageError
 
 
@@ -745,15 +745,36 @@ def test_tiles_where_memory_is_short(model, monkeypatch):
         memory.choose_tile(model, size)
 
 
+def test_tables_of_rounded_weights(model_dir, tmp_path):
+    """What float16 leaves of weights has other tables than the folder, whose streams are coded with those of the weights before."""
+    path = str(tmp_path / "half")
+    zoo.save_pretrained(zoo.load_pretrained(model_dir, fold=False), path, "half", dtype="float16")
+    for rebuild in ("build_tables", "update_offsets"):
+        model = zoo.load_pretrained(path)
+        assert model.info.name == "half"
+        getattr(model, rebuild)()
+        with pytest.raises(UsageError, match="no model folder"):
+            codec.compress(model, draw(32, 32))
+
+
 def test_memory_that_tensorflow_lacks(model, monkeypatch):
     data = codec.compress(model, draw(32, 32)).data
 
     def exhausted(*args, **kwargs):
         raise tf.errors.ResourceExhaustedError(None, None, "OOM when allocating a tensor\non a GPU")
 
+    validator = training.Validator(model, [], (0.01,))
+    validator.pictures.append(draw(32, 32))
+    monkeypatch.setattr(metrics, "_compiled_ms_ssim", lambda: exhausted)
     for name in ("compress", "decompress", "bits"):
         monkeypatch.setattr(type(model), name, exhausted)
-    for action in (lambda: codec.compress(model, draw(32, 32)), lambda: codec.decompress(model, data), lambda: codec.estimate(model, draw(32, 32))):
+    for action in (
+        lambda: codec.compress(model, draw(32, 32)),
+        lambda: codec.decompress(model, data),
+        lambda: codec.estimate(model, draw(32, 32)),
+        lambda: validator(model),
+        lambda: metrics.ms_ssim(draw(161, 161), draw(161, 161)),
+    ):
         with pytest.raises(GoConvError, match=r"^not enough memory: OOM when allocating a tensor$"):
             action()
 

@@ -50,6 +50,29 @@ def test_compress_info_decompress(command, photo, tmp_path):
     assert sorted(os.listdir(tmp_path)) == sorted(["a.gcv", "a.png", "cut.gcv", "flip.gcv", "text.gcv", "empty.gcv"])
 
 
+def test_flags_of_coding(command_here, photo, tmp_path):
+    """What each does to files and pixels; that it does, its own tests say in more depth than a command line can."""
+    stream, floats, picture = tmp_path / "a.gcv", tmp_path / "floats.gcv", tmp_path / "a.png"
+    for path, flags in ((stream, ("--tile", "128")), (floats, ("--noexact",))):
+        done = command_here("compress", photo, path, "--model", "tiny-test", "--lmbda", "0.03", *flags)
+        assert done.returncode == 0, done.stderr
+    assert [json.loads(command_here("info", path).stdout)["exact"] for path in (stream, floats)] == [True, False]
+    done = command_here("decompress", stream, picture, "--tile", "128", "--max_seconds", "1000")
+    assert done.returncode == 0, done.stderr
+    whole = np.asarray(Image.open(picture))
+    assert command_here("decompress", stream, picture, "--region", "20", "30", "50", "40").returncode == 0
+    np.testing.assert_array_equal(np.asarray(Image.open(picture)), whole[30:70, 20:70])
+    damaged = bitstream.unpack(stream.read_bytes(), 10**6)
+    damaged.layers[0] = damaged.layers[0]._replace(checksum=damaged.layers[0].checksum ^ 1)
+    stream.write_bytes(bitstream.pack(damaged))
+    assert "decoded latents differ" in one_line(command_here("decompress", stream, picture))
+    done = command_here("decompress", stream, picture, "--force")
+    np.testing.assert_array_equal(np.asarray(Image.open(picture)), whole)
+    assert done.returncode == 0 and "written by --force" in done.stdout
+    shown = command_here("models", "--verbose").stdout
+    assert "tiny-test" in shown and len(shown.splitlines()) > len(command_here("models").stdout.splitlines())
+
+
 def test_folders_go_on_after_a_bad_file(command, tmp_path):
     source, streams, pictures = (tmp_path / name for name in ("in", "streams", "out"))
     source.mkdir()
@@ -233,16 +256,19 @@ def test_original_training_flags_reach_training(monkeypatch):
     for name, *flags in (
         ("variable_rate", "train"),
         ("variable_rate", "--num_filters", "192", "--num_latents", "320", "train", "--lambdas", "high", "--distortion", "mse", "--lr", "1e-3"),
+        ("variable_rate", "train", "--lambdas", "low"),
         ("crpe", "train"),
         ("crpe", "--num_filters", "448", "--if_weight", "0", "train", "--lambda", "0.003", "--lr", "2e-4", "--lr_scheduling"),
     ):
         script = load_script(os.path.join(ROOT, "experiments", f"{name}.py"))
         assert script.command(script.make_parser().parse_args(flags)) == 0
-    rate, rate_high, crpe, crpe_high = runs
-    assert [(c.filters, c.latents) for c in map(training.make_config, runs)] == [(448, 448), (192, 320), (192, 192), (448, 448)]
+    rate, rate_high, rate_low, crpe, crpe_high = runs
+    assert [(c.filters, c.latents) for c in map(training.make_config, runs)] == [(448, 448), (192, 320), (448, 448), (192, 192), (448, 448)]
     assert (rate.batchsize, rate.patchsize, rate.lr, rate.last_step, rate.distortion) == (12, 256, 4e-4, 2_000_000, "mix")
-    assert (rate_high.distortion, rate_high.lr, len(rate_high.lambdas), max(rate_high.lambdas)) == ("mse", 1e-3, 16, 0.5)
-    assert len(rate.lambdas) == 12 and (min(rate.lambdas), max(rate.lambdas)) == (1e-4, 0.1)
+    assert (rate_high.distortion, rate_high.lr) == ("mse", 1e-3)
+    assert rate_low.lambdas == (1e-6, 5e-6, 1e-5, 3e-5, 7e-5, 1e-4, 3e-4, 7e-4, 1e-3, 3e-3, 5e-3)
+    assert rate.lambdas == (1e-4, 3e-4, 7e-4, 1e-3, 3e-3, 5e-3, 7e-3, 0.01, 0.03, 0.05, 0.07, 0.1)
+    assert rate_high.lambdas == (*rate.lambdas, 0.2, 0.3, 0.4, 0.5)
     assert (crpe.batchsize, crpe.patchsize, crpe.lr, crpe.last_step, crpe.lambdas, crpe.lr_drops) == (8, 256, 1e-4, 1_000_000, (0.01,), ())
     assert crpe.clip_value == pytest.approx(100) and crpe_high.clip_value == pytest.approx(50)
     assert (crpe_high.lambdas, crpe_high.lr_drops, crpe_high.lr_drop_factor) == ((0.003,), (0.5, 0.6, 0.7, 0.8, 0.9), 0.5)

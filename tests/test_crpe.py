@@ -153,6 +153,11 @@ def test_presets_build_what_the_paper_says():
     ]
     assert [[layer.strides for layer in layers] for layers in networks] == [[2] * 4, [2] * 4, [1, 2, 2], [2, 2, 1], [1] * 3, [1] * 3]
     assert [[layer.kernel_size for layer in layers] for layers in networks[2:]] == [[3, 5, 5], [5, 5, 3], [3, 3, 3], [3, 3, 3]]
+    assert [[layer.activation for layer in layers] for layers in networks] == [
+        ["gdn"] * 3 + [None],
+        ["igdn"] * 3 + [None],
+        *[["leaky_relu"] * 2 + [None]] * 4,
+    ]
     assert [layer.filters for layer in (*model.f_y, *model.f_z)] == [640, 512, 24, 640, 512, 16]
     assert not any(conv.use_bias for conv in (model.h_a1[-1].high, model.h_a2[-1].low, model.f_y[-1], model.f_z[-1]))
 
@@ -180,6 +185,12 @@ def test_loss_and_its_schedule(traced):
     assert m["bpp_high"] + m["bpp_low"] == pytest.approx(m["bpp"], rel=1e-5)
     assert m["bpp_low"] == pytest.approx(sum(m[f"bpp_{name}_low"] for name in ("z2", "z1", "y")), rel=1e-5)
     assert float(loss) == pytest.approx(m["bpp"] + 0.02 * m["mse"] + 2.0 * m["info_fidelity"], rel=1e-5)
+    walker = entropy.NoisyWalker(model.analysis(x, tf.constant([0.02])), tf.constant([1, 2]), False)
+    model.walk(walker)
+    seen = {name: value.numpy() for name, value in walker.values.items()}
+    errors = [transform(seen[f"{name}_low"]).numpy() - seen[f"{name}_high"] for name, transform in (("y", model.if_y), ("z1", model.if_z))]
+    assert m["info_fidelity"] == pytest.approx(sum(np.mean(error**2) for error in errors), rel=1e-4)
+    assert m["bpp"] == pytest.approx(sum(float(walker.bits(name)) for name in model.latent_names) / 128**2, rel=1e-4)
     names = [name for name, _ in sorted(named_weights(model).items())]
     assert any(name.startswith("if_y") for name in names)
     assert not [v.name for v, g in zip(model.trainable_variables, values) if g is None or not np.abs(g).max() > 0]

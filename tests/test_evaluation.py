@@ -100,13 +100,14 @@ def test_evaluate_resumes_after_any_interruption(model, model_dir, pictures, tmp
     assert len(evaluation.Store(str(tmp_path / "measured.jsonl")).rows) == 6 + 2 * len(evaluation.CODECS["jpeg"][3])
 
 
-def test_jobs_give_the_same_figures(pictures, tmp_path):
+def test_jobs_give_the_same_figures(pictures, model_dir, tmp_path):
     for jobs in (1, 2):
-        evaluation.evaluate([("codec", "webp")], pictures, str(tmp_path / str(jobs)), jobs=jobs)
-    one, two = (json.loads((tmp_path / str(jobs) / "webp.json").read_text())["results"] for jobs in (1, 2))
-    for name in one:
-        if not name.endswith("time"):
-            assert one[name] == two[name]
+        evaluation.evaluate([("codec", "webp"), ("model", model_dir, "tfc", 1)], pictures, str(tmp_path / str(jobs)), jobs=jobs)
+    for results in ("webp.json", "tiny-test.json"):
+        one, two = (json.loads((tmp_path / str(jobs) / results).read_text())["results"] for jobs in (1, 2))
+        for name in one:
+            if not name.endswith("time"):
+                assert one[name] == two[name], (results, name)
 
 
 @pytest.mark.parametrize("name", ["jpeg", "jpeg2000", "webp", "avif"])

@@ -601,6 +601,21 @@ def test_gradients_in_bfloat16(layer):
         assert a.dtype == tf.float32 and (error < 1e-5 if len(a.shape) == 1 else 1e-4 < error < 0.01), (a.shape, error)
 
 
+def test_gradients_of_variables_that_have_changed_since():
+    """Other losses of a persistent tape have the gradient at the weights that they were computed with."""
+    x = tf.random.stateless_normal([1, 9, 9, 4], [1, 2])
+    for layer in (Conv2D(3, 3), SignalConv2D(3, 5, 2, transpose=True)):
+        layer.build(x.shape)
+        with tf.GradientTape(persistent=True) as tape:
+            tape.watch(x)
+            with convolution_gradients("bfloat16"):
+                y = layer(x)
+        before = tape.gradient(y, x)
+        for variable in layer.trainable_variables:
+            variable.assign_add(tf.ones_like(variable))
+        np.testing.assert_array_equal(tape.gradient(y, x), before)
+
+
 def test_gradients_of_other_convolutions():
     """What bfloat16 gradients are not for has its own: other types than float32, dilated convolutions; nor does the type outlive its block."""
     x = tf.random.stateless_normal([1, 9, 9, 4], [1, 2], dtype=tf.float64)

@@ -318,6 +318,9 @@ def test_original_training_flags_reach_training(monkeypatch):
     assert [(c.filters, c.iterations) for c in configs] == [(128, 4), (192, 3)]
     assert [run.lambdas for run in runs] == [(0.01, 0.02, 0.04, 0.08), (0.01, 0.02, 0.04)]
     assert (runs[1].patchsize, runs[1].batchsize, runs[1].model) == (128, 4, "scalable_rnn")
+    paper = runs[0]
+    assert (paper.lr, paper.last_step, paper.patchsize, paper.batchsize, paper.distortion) == (1e-4, 400_000, 256, 4, "mse")
+    assert (paper.flip, paper.ema, paper.optimizer, paper.quantization, paper.vivid) == (False, 0.0, "adam", "noise", 0.0)
 
 
 @pytest.mark.parametrize("setting", ["encoder_filters=[64,208]", "decoder_filters=[64,64,64]"])

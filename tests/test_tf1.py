@@ -213,6 +213,9 @@ def with_zeros(name, *shape):
         (without("encoder/encoder_outputs/bias"), ["encoder/encoder_outputs/bias: missing"]),
         (lambda a: a.update({"entropy_iter0/quantized_cdf": np.zeros_like(a["entropy_iter0/quantized_cdf"])}), ["not cumulative frequencies"]),
         (lambda a: a.update({"entropy_iter0/cdf_length": np.full(8, 10**6, np.int32)}), ["is not a table of 8 rows"]),
+        (lambda a: a.update({"entropy_iter0/cdf_length": a["entropy_iter0/cdf_length"].astype(np.float32)}), ["is not a table of 8 rows"]),
+        (lambda a: a.update({"conditional1/cdf_length": np.array([b"3"] * 64)}), ["conditional1/quantized_cdf: "]),
+        (with_zeros("entropy_iter0/quantiles", 8, 1, 2), ["entropy_iter0/quantiles: float32 (8, 1, 2) is not three numbers for 8 channels"]),
     ],
 )  # fmt: skip
 def test_checkpoints_that_do_not_fit(checkpoint, tmp_path, damage, lines):

@@ -152,6 +152,7 @@ def test_loss_arithmetic():
     expected = losses.distortion(tf.cast(x, tf.float32), model.synthesis(model.walk(walker), lmbda), "mix")
     assert float(mixed) == pytest.approx(float(metrics["bpp"]) + 0.02 * float(expected[0]), rel=1e-5)
     assert float(expected[0]) != pytest.approx(float(metrics["mse"]), rel=0.01)
+    assert float(metrics["bpp"]) == pytest.approx(sum(float(walker.bits(name)) for name in model.latent_names) / 176**2, rel=1e-5)
     # balance: a sample counts (lambda / middle)^-b times; each of a batch by its own lambda.
     model.distortion = "mse"
     several = tf.repeat(x, 2, axis=0), tf.constant([0.02, 0.08]), tf.constant([[5, 6], [5, 6]]), tf.constant(0)
@@ -235,6 +236,8 @@ def test_presets_build_what_the_papers_say():
     assert [layer.strides for layer in model.g_a + model.g_s] == [2] * 8
     assert [layer.filters for layer in model.g_a + model.g_s + model.h_a + model.h_s] == [16, 16, 16, 24, 16, 16, 16, 3, 16, 16, 16, 16, 288, 48]
     assert [layer.kernel_size for layer in model.h_a + model.h_s] == [3, 5, 5, 5, 5, 3]
+    assert [layer.activation for layer in model.g_a + model.g_s] == ["gdn"] * 3 + [None] + ["igdn"] * 3 + [None]
+    assert [layer.activation for layer in model.h_a + model.h_s] == 2 * ["leaky_relu", "leaky_relu", None]
     assert not any(conv.use_bias for conv in (model.h_a[-1].high, model.h_a[-1].down, model.f_pe[-1]))
 
 

@@ -25,12 +25,18 @@ def convolution_gradients(dtype):
         _dtype.reset(token)
 
 
+def gradient_dtype():
+    """The type that gradients of convolutions called here are computed in."""
+    return _dtype.get()
+
+
 def conv2d(x, kernel, strides, padding):
     """tf.nn.conv2d of x [batch, h, w, in] and kernel [k, k, in, out]."""
-    dtype = _dtype.get()
+    dtype = gradient_dtype()
     if x.dtype != tf.float32 or dtype == tf.float32:
         return tf.nn.conv2d(x, kernel, strides, padding)
     how = {"strides": [1, strides, strides, 1], "padding": padding}
+    x, kernel = tf.convert_to_tensor(x), tf.convert_to_tensor(kernel)  # variables may have other values by the time of the gradient
 
     @tf.custom_gradient
     def convolve(x, kernel):
@@ -47,10 +53,11 @@ def conv2d(x, kernel, strides, padding):
 
 def conv2d_transpose(x, kernel, shape, strides, padding):
     """tf.nn.conv2d_transpose of x [batch, h, w, in] and kernel [k, k, out, in], to `shape`."""
-    dtype = _dtype.get()
+    dtype = gradient_dtype()
     if x.dtype != tf.float32 or dtype == tf.float32:
         return tf.nn.conv2d_transpose(x, kernel, shape, strides, padding)
     how = {"strides": [1, strides, strides, 1], "padding": padding}
+    x, kernel = tf.convert_to_tensor(x), tf.convert_to_tensor(kernel)
 
     @tf.custom_gradient
     def convolve(x, kernel):

@@ -13,6 +13,7 @@ from goconv_tf import entropy, limits, losses, presets
 from goconv_tf.errors import BitstreamError, ModelMismatchError
 from goconv_tf.layers import convolution_gradients
 from goconv_tf.layers import exact as exact_arithmetic
+from goconv_tf.layers.gradients import gradient_dtype
 from goconv_tf.models import tiles
 
 
@@ -71,7 +72,8 @@ def stage(method=None, *, inputs=None, outputs=None, margin=0):
         there = [x is not None for x in flat]  # and not `flat` itself in what is kept: pictures would stay in memory
         present = [x for x in flat if x is not None]
         # Pictures and features of any size share a function; lambdas of one picture and of several do not.
-        key = (method.__name__, *(None if x is None else (tf.as_dtype(x.dtype), x.shape[0] if len(x.shape) == 1 else 0) for x in flat))
+        kinds = [None if x is None else (tf.as_dtype(x.dtype), x.shape[0] if len(x.shape) == 1 else 0) for x in flat]
+        key = (method.__name__, gradient_dtype(), *kinds)
         if key not in functions:
             with _tracing:  # by one of the threads that want it
                 if key not in functions:
@@ -169,18 +171,20 @@ class Codec(tf.keras.Model):
 
     @info.setter
     def info(self, info):
-        self.__dict__["_marked"] = [v for v in self.trainable_variables if v.shape.rank == 1]  # not as attributes, which Keras would track
+        self.__dict__["_marked"] = [v for v in self.variables if v.shape.rank == 1]  # not as attributes, which Keras would track
         self.__dict__["_folder"] = info and (info, self._mark())
 
     @property
     def has_changed(self) -> bool:
-        """Whether it was of a folder, and its weights no longer are."""
+        """Whether it was of a folder, and its weights or tables no longer are."""
         return self._folder is not None and self._folder[1] != self._mark()
 
     def _mark(self):
-        """CRC-32 of biases and other vectors, which nearly any training changes."""
+        """CRC-32 of the tables, and of biases and other vectors, which nearly any training changes."""
+        tables = [model.table for model in self.entropy_models().values() if model.table is not None]
         with tf.init_scope():
-            return functools.reduce(lambda crc, v: zlib.crc32(v.numpy().tobytes(), crc), self._marked, 0)
+            arrays = [v.numpy() for v in self._marked] + [array for table in tables for array in (table.cdf, table.offset)]
+        return functools.reduce(lambda crc, array: zlib.crc32(array.tobytes(), crc), arrays, 0)
 
     @property
     def has_lambda(self) -> bool:
