@@ -98,7 +98,7 @@ def read_picture(path, max_pixels: int = MAX_PIXELS, file=None) -> np.ndarray:
       file: the opened file, where path is only what messages call it.
 
     Raises:
-      ImageError: if it cannot be read, has transparency, several pictures (of a JPEG's the first is read) or more than 8 bits a sample, or is too large.
+      ImageError: if it cannot be read, has transparency, several pictures (a JPEG's first is read) or more than 8 bits a sample, or is too large.
       GoConvError: if it needs more memory than there is.
     """
     try:

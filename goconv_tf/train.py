@@ -78,7 +78,7 @@ flags.DEFINE_integer("last_step", 1_000_000, "Train up to this step.", lower_bou
 flags.DEFINE_float("minutes", 0.0, "Save and stop after this many minutes; 0 for no limit.", lower_bound=0.0)
 flags.DEFINE_integer("save_steps", 500, "Steps between saves.", lower_bound=1)
 flags.DEFINE_multi_string("val_glob", [], "Glob pattern, or folder, of pictures that are coded whole to watch the real rate.")
-flags.DEFINE_float("val_minutes", 15.0, "Minutes between such validations, and between exports; both wait for a save (--save_steps).", lower_bound=0.0)
+flags.DEFINE_float("val_minutes", 15.0, "Minutes between such validations, and between exports; both wait for a save.", lower_bound=0.0)
 flags.DEFINE_list("val_lambdas", [], "Lagrangians of the validation (variable_rate). Default: all of --lambdas.")
 flags.DEFINE_string(
     "warm_start",
