@@ -258,7 +258,21 @@ def test_original_training_flags_reach_training(monkeypatch):
         ("variable_rate", "--num_filters", "192", "--num_latents", "320", "train", "--lambdas", "high", "--distortion", "mse", "--lr", "1e-3"),
         ("variable_rate", "train", "--lambdas", "low"),
         ("crpe", "train"),
-        ("crpe", "--num_filters", "448", "--if_weight", "0", "train", "--lambda", "0.003", "--lr", "2e-4", "--lr_scheduling"),
+        (
+            "crpe",
+            "--restore_path",
+            "start",
+            "--num_filters",
+            "448",
+            "--if_weight",
+            "0",
+            "train",
+            "--lambda",
+            "0.003",
+            "--lr",
+            "2e-4",
+            "--lr_scheduling",
+        ),
     ):
         script = load_script(os.path.join(ROOT, "experiments", f"{name}.py"))
         assert script.command(script.make_parser().parse_args(flags)) == 0
@@ -270,6 +284,7 @@ def test_original_training_flags_reach_training(monkeypatch):
     assert rate.lambdas == (1e-4, 3e-4, 7e-4, 1e-3, 3e-3, 5e-3, 7e-3, 0.01, 0.03, 0.05, 0.07, 0.1)
     assert rate_high.lambdas == (*rate.lambdas, 0.2, 0.3, 0.4, 0.5)
     assert (crpe.batchsize, crpe.patchsize, crpe.lr, crpe.last_step, crpe.lambdas, crpe.lr_drops) == (8, 256, 1e-4, 1_000_000, (0.01,), ())
+    assert (crpe.warm_start, crpe_high.warm_start) == ("", "start")
     assert crpe.clip_value == pytest.approx(100) and crpe_high.clip_value == pytest.approx(50)
     assert (crpe_high.lambdas, crpe_high.lr_drops, crpe_high.lr_drop_factor) == ((0.003,), (0.5, 0.6, 0.7, 0.8, 0.9), 0.5)
     assert [training.make_config(run).if_weight for run in (crpe, crpe_high)] == [1.0, 0.0]

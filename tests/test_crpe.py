@@ -304,7 +304,7 @@ def test_original_commands(crpe, crpe_dir, model_dir, command_here, tmp_path):
     assert (mine / "a.png_rec.png").read_bytes() == (mine / "a.png").read_bytes() and len(os.listdir(mine)) == 2
     os.remove(mine / "a.png_rec.png")
     for _ in range(2):
-        assert command_here("--checkpoint_dir", crpe_dir, "encode", mine, module=script).returncode == 0
+        assert command_here("--restore_path", crpe_dir, "encode", mine, module=script).returncode == 0
         assert sorted(os.listdir(mine)) == ["a.png", "a.png.bitstream", "a.png_rec.png"]
     done = run("--checkpoint_dir", crpe_dir, "decode", "out/1_rec.png.bitstream")
     assert done.returncode == 0, done.stderr

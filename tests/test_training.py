@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import safetensors
 import tensorflow as tf
-from conftest import ROOT, draw, lively_rnn
+from conftest import ROOT, draw, lively_rnn, load_script
 from PIL import Image, PngImagePlugin
 from test_commands import one_line
 
@@ -65,6 +65,14 @@ def test_patches_come_from_the_pictures(tmp_path):
     flipping = data.PatchSource([str(tmp_path / "a.png")], 64, 32, [0.01], flip=True)
     mirrored = [not (windows == patch).all((1, 2, 3)).any() for patch in flipping(0)[0]]
     assert 4 < sum(mirrored) < 28
+
+
+def test_what_components_leave_of_pictures(tmp_path, capsys):
+    """Of more components less, and of the blocks that they are of nothing once there are as many as those."""
+    Image.fromarray(draw(64, 80)).save(tmp_path / "a.png")  # 20 blocks
+    load_script(os.path.join(ROOT, "experiments", "components.py")).main(*2 * [str(tmp_path)])
+    rows = [line.split("|")[1:-1] for line in capsys.readouterr().out.splitlines()[2:]]
+    assert [row[0].strip() for row in rows] == ["40", "80", "120", "160", "200", "240", "280"] and float(rows[0][2]) > 80
 
 
 def test_every_place_of_a_patch_is_drawn(tmp_path):
