@@ -169,8 +169,8 @@ def save_pretrained(model: "Codec", path: str, name: str, card: Optional[Dict[st
     """Writes a model's weights and coding tables as a model folder, and a card (README.md) unless somebody else wrote one.
 
     Args:
-      model: a Codec with weights; its tables are built first if they are not there, as after `fit`, or are those of a folder whose weights it no
-        longer has. Whoever else changed its weights calls its `build_tables` before.
+      model: a Codec with weights; its tables are built first if they are not there, as after `fit`, or if its weights or tables are no longer those
+        of its folder. Whoever else changed its weights calls its `build_tables` before.
       path: folder to write, made if missing.
       name: what streams call it, 1 to 128 characters without slashes.
       card: facts for config.json; "license" (as Hugging Face names it), "notes" and "kodak" (results) also show in README.md.
