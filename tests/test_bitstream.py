@@ -57,12 +57,12 @@ def test_only_what_is_damaged_is_named():
 def test_damage_everywhere_takes_few_looks_at_the_file(monkeypatch):
     sections, looks, original = 64, [], bitstream.binascii.crc_hqx
     data = bitstream.pack(stream(layers=[layer(*[bytes([k]) * 3 for k in range(sections)])]))
-    clean = bytearray(data)
+    damaged = bytearray(data)
     for k in range(sections):
-        clean[data.index(bytes([k]) * 3) - 1] ^= 255
+        damaged[data.index(bytes([k]) * 3) - 1] ^= 255
     monkeypatch.setattr(bitstream.binascii, "crc_hqx", lambda part, crc: looks.append(len(part)) or original(part, crc))
     problems = []
-    bitstream.unpack(bytes(clean), LIMIT, problems=problems)
+    bitstream.unpack(bytes(damaged), LIMIT, problems=problems)
     assert len(problems) == sections and sum(looks) < 10 * len(data)
 
 

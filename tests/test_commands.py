@@ -251,28 +251,14 @@ def test_original_commands(command_here, model_dir, photo, tmp_path):
 
 def test_original_training_flags_reach_training(monkeypatch):
     """The papers' settings where nothing is said."""
-    runs = []
+    runs, start = [], ("--restore_path", "start")
     monkeypatch.setattr(training, "train", runs.append)
     for name, *flags in (
         ("variable_rate", "train"),
         ("variable_rate", "--num_filters", "192", "--num_latents", "320", "train", "--lambdas", "high", "--distortion", "mse", "--lr", "1e-3"),
         ("variable_rate", "train", "--lambdas", "low"),
         ("crpe", "train"),
-        (
-            "crpe",
-            "--restore_path",
-            "start",
-            "--num_filters",
-            "448",
-            "--if_weight",
-            "0",
-            "train",
-            "--lambda",
-            "0.003",
-            "--lr",
-            "2e-4",
-            "--lr_scheduling",
-        ),
+        ("crpe", *start, "--num_filters", "448", "--if_weight", "0", "train", "--lambda", "0.003", "--lr", "2e-4", "--lr_scheduling"),
     ):
         script = load_script(os.path.join(ROOT, "experiments", f"{name}.py"))
         assert script.command(script.make_parser().parse_args(flags)) == 0
