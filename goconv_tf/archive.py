@@ -161,11 +161,11 @@ def finished(task, source, target) -> Dict[str, Any]:
                 return row
         raise GoConvError(f"{target} is in the way: it is no result of evaluate")
     try:
-        if bitstream.unpack_header(data, math.inf).fingerprint == int(task.fingerprint, 16):
+        if bitstream.unpack(data, task.max_pixels).fingerprint == int(task.fingerprint, 16):
             return describe(data)
     except BitstreamError:
         pass
-    raise GoConvError(f"{target} is in the way: {task.model} did not write it")
+    raise GoConvError(f"{target} is in the way: {task.model} did not write it, or it is damaged")
 
 
 def make(task, source) -> Tuple[bytes, Dict[str, Any]]:

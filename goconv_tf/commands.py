@@ -1,7 +1,9 @@
 """What the commands do, shared by `python -m goconv_tf` and the scripts in experiments/."""
 
+import contextlib
 import json
 import os
+import signal
 import sys
 import time
 import warnings
@@ -21,7 +23,18 @@ def quiet_tensorflow():
 
 
 def status_of(action, *args, prefix="error"):
-    """The exit status of action(*args), None counting as 0; our errors become one line on stderr and 1."""
+    """The exit status of action(*args), None counting as 0; our errors become one line on stderr and 1, SIGTERM and SIGHUP one line and 128 more.
+
+    So that what was not written whole is removed before the process ends.
+    """
+
+    def end(number, _):
+        raise SystemExit(128 + number)
+
+    with contextlib.suppress(ValueError):  # not in the main thread
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(number) == signal.SIG_DFL:
+                signal.signal(number, end)
     warnings.filterwarnings("ignore", module="PIL")  # two lines about what is in a picture's tags
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="backslashreplace")  # names of files need not be in the terminal's encoding
@@ -32,6 +45,10 @@ def status_of(action, *args, prefix="error"):
     except KeyboardInterrupt:
         print(f"{prefix}: interrupted", file=sys.stderr)
         return 130
+    except SystemExit as error:
+        if error.code in (128 + signal.SIGTERM, 128 + signal.SIGHUP):
+            print(f"{prefix}: ended by {signal.Signals(error.code - 128).name}", file=sys.stderr)
+        raise
     except (GoConvError, OSError, MemoryError) as error:
         print(f"{prefix}: {printable(error) or 'not enough memory'}", file=sys.stderr)
         return 1
@@ -44,6 +61,8 @@ def status_of(action, *args, prefix="error"):
 
 def check_output(path, source):
     """UsageError unless path can be written, and is not the source."""
+    if path == "-":
+        raise UsageError("-: files are not written to the standard output; name one (./- if it shall be called that)")
     if os.path.exists(path) and os.path.exists(source) and os.path.samefile(path, source):
         raise UsageError(f"{path}: would be overwritten by its own output")
     if os.path.isdir(path) or path.endswith(os.sep):
@@ -67,9 +86,14 @@ def read_stream_file(path) -> bytes:
             start = f.read(len(bitstream.MAGIC))
             if start != bitstream.MAGIC:
                 return start
-            size = os.fstat(f.fileno()).st_size
-            memory.check(3 * size, f"{path}: {size} bytes")  # as they are, and as substreams
-            return start + f.read()
+            size = os.fstat(f.fileno()).st_size  # 0 of a pipe, which has to be read to be known
+            parts = [start]
+            while True:
+                memory.check(3 * size, f"{path}: {size} bytes")  # as they are, and as substreams
+                parts.append(f.read(2**26))
+                if not parts[-1]:
+                    return b"".join(parts)
+                size = max(size, sum(map(len, parts)))
     except MemoryError:
         raise BitstreamError(f"{path}: is too large for this machine's memory") from None
     except FileNotFoundError:

@@ -8,6 +8,7 @@ import collections
 import glob
 import os
 import threading
+import time
 
 import numpy as np
 
@@ -15,6 +16,7 @@ from goconv_tf import picture_io
 from goconv_tf.errors import DataError, GoConvError, ImageError, printable
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp")
+MEMORY_TRIES, MEMORY_SECONDS = 25, 5.0  # how often, and how far apart, a picture is read that memory is too short for
 
 
 def find_pictures(patterns):
@@ -30,11 +32,16 @@ def find_pictures(patterns):
 
 
 def read_rgb(path):
-    """A picture as `picture_io.read_picture` gives it; DataError if that refuses it."""
-    try:
-        return picture_io.read_picture(path)
-    except GoConvError as error:
-        raise DataError(str(error)) from error
+    """A picture as `picture_io.read_picture` gives it; DataError if that refuses it, GoConvError where memory is too short, also after a while."""
+    for left in reversed(range(MEMORY_TRIES)):
+        try:
+            return picture_io.read_picture(path)
+        except ImageError as error:
+            raise DataError(str(error)) from error
+        except GoConvError:  # a validation may have the memory just now
+            if not left:
+                raise
+            time.sleep(MEMORY_SECONDS)
 
 
 def vivid(patch, rng):

@@ -383,10 +383,10 @@ def read_results(path_or_name) -> Dict[str, Any]:
             if name in MEASURES and name != "bpp":
                 if len(values) != len(rates):
                     raise UsageError(f"{path_or_name}: {name} has {len(values)} values for {len(rates)} rates")
-                if not all(0 < rate < math.inf for rate in rates):
-                    raise UsageError(f"{path_or_name}: rates must be above 0 bits per pixel, and finite")
+                if not all(0 < rate < 1e9 for rate in rates):
+                    raise UsageError(f"{path_or_name}: rates must be above 0 bits per pixel, and below a billion")
                 pairs = [(float(rate), float(value)) for rate, value in zip(rates, values) if value is not None]
-                curves[name] = [pair for pair in pairs if math.isfinite(pair[1])]  # lossless points have no place in dB
+                curves[name] = [pair for pair in pairs if abs(pair[1]) < 1e9]  # lossless points have no place in dB
         meta = dict(data.get("meta", {}))
         if not all(isinstance(meta.get(key, ""), str) for key in ("codec", "model", "fingerprint")):
             raise TypeError("codec, model or fingerprint is no text")
@@ -426,7 +426,9 @@ def bits_at_equal_quality(anchor, test, metric="psnr-rgb") -> str:
     if not (point and points):
         return "not measured"
     (rate, quality), (rates, qualities) = point[0], np.array(points).T
-    if len(points) < 2 or not qualities[0] <= quality <= qualities[-1]:
+    if len(points) < 2:
+        return f"{anchor['name']} has one point only"
+    if not qualities[0] <= quality <= qualities[-1]:
         return "out of its range"
     return f"{rate / np.exp(PchipInterpolator(qualities, np.log(rates))(quality)) - 1:+.1%}"
 

@@ -4,6 +4,7 @@ import contextlib
 import fcntl
 import os
 import secrets
+import stat
 from typing import Dict, Tuple
 
 from goconv_tf.errors import UsageError
@@ -70,6 +71,8 @@ def staged(path: str, data: bytes):
     try:
         try:
             with open(temporary, "xb") as f:
+                if os.path.exists(path):  # whoever may not read what is there is not to read what replaces it
+                    os.fchmod(f.fileno(), stat.S_IMODE(os.stat(path).st_mode))
                 f.write(data)
                 f.flush()
                 os.fsync(f.fileno())

@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import os
 import threading
 
 import numpy as np
@@ -65,6 +66,22 @@ def pillow_limit(max_pixels):
             Image.MAX_IMAGE_PIXELS = limit
 
 
+@contextlib.contextmanager
+def _of_tiff(max_pixels):
+    """Pillow holds TIFFs against its limit again when it loads them, and libtiff has lines of its own for stderr."""
+    with pillow_limit(max_pixels), open(os.devnull, "wb") as nothing:
+        kept = None
+        with contextlib.suppress(OSError):  # there need not be a stderr
+            kept = os.dup(2)
+            os.dup2(nothing.fileno(), 2)
+        try:
+            yield
+        finally:
+            if kept is not None:
+                os.dup2(kept, 2)
+                os.close(kept)
+
+
 def from_pillow(image, name):
     """A Pillow image as `read_picture` gives it; ImageError, about `name`, if it has transparency or more than 8 bits a sample."""
     if image.format == "IPTC":  # would become, when it is loaded, whatever picture lies in it
@@ -110,7 +127,8 @@ def read_picture(path, max_pixels: int = MAX_PIXELS, file=None) -> np.ndarray:
             if getattr(image, "is_animated", False) and image.format != "MPO":  # what cameras add to a JPEG may be left
                 raise ImageError(f"{path}: has several pictures; save the one that is meant by itself")
             memory.check(_READING_BYTES * image.width * image.height, f"{path}: {image.width} x {image.height} pixels")
-            return from_pillow(image, path)
+            with _of_tiff(max_pixels) if image.format == "TIFF" else contextlib.nullcontext():
+                return from_pillow(image, path)
     except GoConvError:
         raise
     except FileNotFoundError:
@@ -118,7 +136,7 @@ def read_picture(path, max_pixels: int = MAX_PIXELS, file=None) -> np.ndarray:
     except UnidentifiedImageError:
         raise ImageError(f"{path}: cannot be read as a picture (it is none of {', '.join(_FORMATS)})") from None
     except MemoryError:
-        raise ImageError(f"{path}: not enough memory") from None
+        raise GoConvError(f"{path}: not enough memory") from None
     except Image.DecompressionBombError:  # from twice the limit on
         raise ImageError(f"{path}: the limit is {max_pixels} pixels, which it exceeds (see --max_megapixels)") from None
     except Exception as error:  # Pillow raises almost anything on damaged files

@@ -10,6 +10,7 @@ import pathlib
 import signal
 import threading
 import time
+import zlib
 from typing import Optional, Tuple
 
 import numpy as np
@@ -393,13 +394,15 @@ def make_strategy(name, *where):
 
 @contextlib.contextmanager
 def data_errors():
-    """Turns what TensorFlow makes of a DataError inside the pipeline into a DataError again."""
+    """Turns what TensorFlow makes of a DataError or GoConvError inside the pipeline into such a one again."""
     try:
         yield
     except tf.errors.UnknownError as error:
-        if "DataError: " not in str(error):
-            raise
-        raise DataError(str(error).split("DataError: ", 1)[1].splitlines()[0]) from error
+        for kind in (DataError, GoConvError):
+            _, found, text = str(error).partition(f"{kind.__name__}: ")
+            if found:
+                raise kind(text.splitlines()[0]) from error
+        raise
 
 
 @contextlib.contextmanager
@@ -447,6 +450,9 @@ def start_from(model, warm, name, crops):
         )
         if not (model.config.second_hyper and model.config.crpe_y):
             raise UsageError(f"--warm_start {name}: a VariableRate is not a start for a CRPE without second_hyper or crpe_y")
+        if not warm.config.lmbda_min <= model.config.lmbda <= warm.config.lmbda_max:
+            reach = f"{warm.config.lmbda_min:g} to {warm.config.lmbda_max:g}"
+            raise UsageError(f"--warm_start {name}: lambda {model.config.lmbda:g} is outside what it was trained for, {reach}")
         if same:
             adopt.adopt(model, warm, model.config.lmbda)
             return
@@ -499,6 +505,11 @@ def _resumed(options: Options):
             raise UsageError(f"{folder} holds a run with {layers} layers, not {len(config.layers)}: --lambdas has one for each")
         if bool(run["ema"]) != bool(options.ema):
             raise UsageError(f"{folder} holds a run {'with' if run['ema'] else 'without'} averaged weights: --ema cannot be turned on or off")
+        for key, missing in (("warm_start", ""), ("init", Options.init)):
+            if getattr(options, key) not in (missing, run.get(key, getattr(options, key))):
+                raise UsageError(
+                    f"{folder} holds a run that began with {key} {run[key] or 'nothing'}, not {getattr(options, key)}: name a new folder"
+                )
         if "config" in run:  # presets change from version to version
             now = {field: getattr(config, field) for field in run["config"] if field.startswith(("lmbda", "lambdas"))}
             config = dataclasses.replace(presets.make_config(options.model, run["config"]), **now)
@@ -516,8 +527,14 @@ def train(options: Options):
     """
     options.check()
     folder, (config, run) = options.checkpoint_dir, _resumed(options)
+    val_paths = data.find_pictures(options.val_glob) if options.val_glob else []
+    held_out = set(map(os.path.realpath, val_paths))
+    found = data.find_pictures(options.train_glob)
+    paths = [path for path in found if os.path.realpath(path) not in held_out]
+    if not paths:
+        raise UsageError("--val_glob has all the pictures of --train_glob: none is left to train on")
     source = data.PatchSource(
-        data.find_pictures(options.train_glob),
+        paths,
         options.patchsize,
         options.batchsize,
         options.lambdas or config.training_lambdas,
@@ -526,20 +543,24 @@ def train(options: Options):
         options.vivid,
         options.cache_mb,
     )
-    val_paths = data.find_pictures(options.val_glob) if options.val_glob else []
     os.makedirs(folder, exist_ok=True)
     strategy = make_strategy(options.strategy, options.cluster, options.port)
     chief = cluster.is_chief(strategy)
     if chief:
-        print(f"{len(source.paths)} pictures; left out {source.too_small} too small, {source.unreadable} unreadable", flush=True)
+        held = f", {len(found) - len(paths)} to validate with" if len(found) > len(paths) else ""
+        print(f"{len(source.paths)} pictures; left out {source.too_small} too small, {source.unreadable} unreadable{held}", flush=True)
     if options.batchsize % strategy.num_replicas_in_sync:
         raise UsageError(f"--batchsize {options.batchsize} is not a multiple of the {strategy.num_replicas_in_sync} devices")
     with cluster.lost_workers(strategy, folder), alone_in(folder) if chief else contextlib.nullcontext():
         start, total = saved_step(os.path.join(folder, "backup")), cluster.make_total(strategy)
         if total(start) != start * total(1):
             raise UsageError(f"the workers see different saves in {folder}: it must be one folder that all of them share")
+        names = zlib.crc32("/".join(map(os.path.basename, source.paths)).encode("utf-8", "surrogateescape"))
+        if total(names) != names * total(1):
+            raise UsageError("the workers have different pictures to train on: --train_glob and what is readable must be the same for all")
         if start >= options.last_step and (cluster.spans_machines(strategy) or exported_step(folder) >= start):
-            raise UsageError(f"{folder} is already at step {start} of {options.last_step}: raise --last_step to go on")
+            export = "" if exported_step(folder) >= start else ", or run this once with --strategy none for its export, which is older"
+            raise UsageError(f"{folder} is already at step {start} of {options.last_step}: raise --last_step to go on{export}")
         if start and run:  # what it began with, whatever the flags say now
             options = dataclasses.replace(options, **{name: run[name] for name in ("warm_start", "init") if name in run})
         model = _compiled_model(options, config, source, strategy, start)

@@ -7,12 +7,14 @@ Only `load_pretrained`, `save_pretrained`, `shared` and `new_model` import Tenso
 import atexit
 import contextlib
 import dataclasses
+import fcntl
 import functools
 import hashlib
 import json
 import os
 import re
 import threading
+import time
 import zlib
 from typing import TYPE_CHECKING, Any, Dict, List, NamedTuple, Optional, Tuple, Union
 
@@ -37,7 +39,8 @@ class ModelInfo(NamedTuple):
     name: in the zoo, and in messages. path: the folder. model: "variable_rate", ...
     config: its settings, a frozen dataclass. fingerprint: 8 hexadecimal digits that every
     stream carries. card: free-form facts (training, results). sha256: of the weights file. integers: hash of
-    the integers that entropy parameters are computed with; empty in folders of earlier versions.
+    the integers that entropy parameters are computed with; empty in folders of earlier versions. identity: what
+    the fingerprint of this name, these settings and weights is.
     """
 
     name: str
@@ -48,6 +51,7 @@ class ModelInfo(NamedTuple):
     card: Dict[str, Any]
     sha256: str
     integers: str = ""
+    identity: str = ""
 
     @property
     def model_id(self) -> int:
@@ -84,6 +88,7 @@ def read_info(path: str) -> ModelInfo:
         info = ModelInfo(
             data["name"], path, data["model"], config, data["fingerprint"], data.get("card", {}), data["sha256"], data.get("integers", "")
         )
+        info = info._replace(identity=_fingerprint(info.name, data["config"], info.sha256))
         check_name(info.name)
         for value, digits in ((info.fingerprint, 8), (info.sha256, 64), (info.integers or 16 * "0", 16)):
             if not re.fullmatch(f"[0-9a-f]{{{digits}}}", value):
@@ -234,11 +239,37 @@ def save_pretrained(model: "Codec", path: str, name: str, card: Optional[Dict[st
     os.makedirs(path, exist_ok=True)
     card_path = os.path.join(path, cards.CARD_FILE)
     own_card = not os.path.exists(card_path) or _is_own_card(card_path)
-    _replace(path, data, (json.dumps(contents, indent=1) + "\n").encode())
-    info = read_info(path)
-    if own_card:
-        atomic_write(card_path, cards.default_card(info).encode())
+    with _turn_in(path):
+        _sweep(path)
+        _replace(path, data, (json.dumps(contents, indent=1) + "\n").encode())
+        info = read_info(path)
+        if own_card:
+            atomic_write(card_path, cards.default_card(info).encode())
     return info
+
+
+def _sweep(folder):
+    """Removes what processes that were killed while they wrote have left in a model folder."""
+    for name in os.listdir(folder):
+        path = os.path.join(folder, name)
+        with contextlib.suppress(OSError):  # an hour, as another machine may be at it
+            if (
+                re.fullmatch(f"\\.({re.escape(WEIGHTS_FILE)}|{re.escape(CONFIG_FILE)})\\.[0-9a-f]{{16}}", name)
+                and time.time() - os.path.getmtime(path) > 3600
+            ):
+                os.unlink(path)
+
+
+@contextlib.contextmanager
+def _turn_in(folder):
+    """Processes of this machine that write a model folder take turns; they have to wait for milliseconds."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):  # a filesystem without locks
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
 
 
 def _is_own_card(path) -> bool:
@@ -274,7 +305,7 @@ def _replace(path, weights, config):
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(previous)
             try:
-                os.link(weights_path, previous)
+                os.link(os.path.realpath(weights_path), previous)  # not a link to what is replaced
             except OSError:  # a filesystem without hard links
                 with open(weights_path, "rb") as f:
                     atomic_write(previous, f.read())
@@ -355,10 +386,14 @@ def load_pretrained(name_or_path: NameOrPath, fold: bool = True) -> "Codec":
     for key, variable in weights.items():
         if tuple(variable.shape) != arrays[key].shape:
             raise CheckpointError(f"{weights_path} does not fit its config: {key} has shape {arrays[key].shape}, not {tuple(variable.shape)}")
+        if arrays[key].dtype not in (np.float32, np.float16):
+            raise CheckpointError(f"{weights_path}: {key} has numbers of type {arrays[key].dtype}, not float32 or float16")
         if not np.isfinite(arrays[key]).all():
             raise CheckpointError(f"{weights_path} is damaged: {key} has values that are not finite")
         variable.assign(arrays[key].astype(variable.dtype.as_numpy_dtype))
     for key, entropy_model in entropy_models.items():
+        if kinds := {str(arrays[f"tables/{key}/{part}"].dtype) for part in ("cdf", "offset")} - {"int32"}:
+            raise CheckpointError(f"{weights_path}: tables/{key} has numbers of type {kinds.pop()}, not int32")
         entropy_model.table = CodingTable(arrays[f"tables/{key}/cdf"], arrays[f"tables/{key}/offset"])
         try:
             entropy_model.table.check(entropy_model.table_rows)
@@ -373,6 +408,10 @@ def load_pretrained(name_or_path: NameOrPath, fold: bool = True) -> "Codec":
             raise CheckpointError(
                 f"{weights_path} gives other integers on this machine than on the one that wrote it: neither would decode what the other coded"
             )
+    if info.fingerprint != info.identity:
+        raise CheckpointError(
+            f"{info.path}: its fingerprint is not that of its name, settings and weights, but of others ({info.fingerprint}, not {info.identity})"
+        )
     model.info = info
     if fold:
         model.fold()

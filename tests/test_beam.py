@@ -301,6 +301,11 @@ def test_what_cannot_be_run(memory, model, model_dir, tmp_path, monkeypatch, cap
     memory["mem://out/a.gcv"] = b"precious"
     assert run("compress", "mem://in/a.png", "mem://out", "--model=tiny-test") == 3
     assert memory["mem://out/a.gcv"] == b"precious" and b"in the way" in memory["mem://out/_dead_letters.jsonl"]
+    for kept in (50, 5):  # a file that was cut is not done
+        memory["mem://out/a.gcv"] = codec.compress(model, draw(16, 16)).data[:-kept]
+        assert run("compress", "mem://in/a.png", "mem://out", "--model=tiny-test") == 3
+        assert b"in the way" in memory["mem://out/_dead_letters.jsonl"]
+    memory["mem://out/a.gcv"] = b"precious"
     with pytest.raises(UsageError, match=r"other settings \(lmbda None, not 0.01\)"):
         run("compress", "mem://in/a.png", "mem://out", "--model=tiny-test", "--lmbda=0.01")
 

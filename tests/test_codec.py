@@ -172,6 +172,29 @@ def test_pictures_that_are_refused(tmp_path):
         assert np.abs(picture_io.read_picture(save(rgb, name)).astype(int) - draw(20, 30)).mean() < 10
 
 
+def test_tiffs_are_as_large_as_they_may_be(tmp_path, monkeypatch):
+    """Pillow holds them against its own limit once more when it loads them."""
+    path = str(tmp_path / "a.tif")
+    Image.fromarray(draw(40, 60)).save(path, compression="tiff_lzw")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    np.testing.assert_array_equal(picture_io.read_picture(path), draw(40, 60))
+    assert Image.MAX_IMAGE_PIXELS == 1000
+    with pytest.raises(ImageError, match="the limit is 1100"):
+        picture_io.read_picture(path, max_pixels=1100)
+
+
+def test_what_libtiff_says_is_not_shown(tmp_path, capfd):
+    path = tmp_path / "a.tif"
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 60, 3), np.uint8)).save(path, compression="tiff_adobe_deflate")
+    data = bytearray(path.read_bytes())
+    data[1000:1300] = 300 * b"\xff"
+    path.write_bytes(data)
+    with pytest.raises(ImageError, match="cannot be read"):
+        picture_io.read_picture(str(path))
+    os.write(2, b"still there")
+    assert capfd.readouterr().err == "still there"
+
+
 def test_lambda_is_carried_exactly(model):
     result = codec.compress(model, draw(40, 40), lmbda=0.0123456789)
     stream = bitstream.unpack(result.data, 10**6)
@@ -632,6 +655,48 @@ def test_weights_behind_a_link_stay_there(model_dir, tmp_path):
     weights.symlink_to(tmp_path / "elsewhere")
     zoo.save_pretrained(model, str(tmp_path / "a"), "b", dtype="float16")
     assert weights.is_symlink() and zoo.load_pretrained(str(tmp_path / "a")).info.name == "b"
+
+
+def test_a_fingerprint_is_of_what_the_folder_holds(model_dir, tmp_path):
+    """Another synthesis changes no table, integer or latent: only the fingerprint keeps files from being decoded by it."""
+    folder = tmp_path / "m"
+    shutil.copytree(model_dir, folder)
+    weights, config = folder / zoo.WEIGHTS_FILE, folder / zoo.CONFIG_FILE
+    arrays, before = safetensors.numpy.load(weights.read_bytes()), json.loads(config.read_text())
+    name = next(name for name in arrays if name.startswith("g_s/") and "bias" in name)
+
+    def change(key, value, **fields):
+        weights.write_bytes(safetensors.numpy.save({**arrays, key: value}))
+        config.write_text(json.dumps({**before, "sha256": hashlib.sha256(weights.read_bytes()).hexdigest(), **fields}))
+
+    change(name, arrays[name] + 1)
+    with pytest.raises(CheckpointError, match="its fingerprint is not that of its name, settings and weights"):
+        zoo.load_pretrained(str(folder))
+    change(name, arrays[name], sha256=before["sha256"], name="another")
+    weights.write_bytes(pathlib.Path(model_dir, zoo.WEIGHTS_FILE).read_bytes())
+    with pytest.raises(CheckpointError, match="its fingerprint is not"):
+        zoo.load_pretrained(str(folder))
+    change(name, arrays[name].astype(np.float64))
+    with pytest.raises(CheckpointError, match="numbers of type float64, not float32 or float16"):
+        zoo.load_pretrained(str(folder))
+    table = next(name for name in arrays if name.endswith("/cdf"))
+    change(table, arrays[table].astype(np.int64))
+    with pytest.raises(CheckpointError, match="numbers of type int64, not int32"):
+        zoo.load_pretrained(str(folder))
+
+
+def test_any_change_of_a_kernel_is_one_of_the_model(model_dir):
+    loaded = zoo.load_pretrained(model_dir, fold=False)
+    assert not loaded.has_changed
+    kernel = loaded.g_s[1].high.kernel_parameter
+    before = [v.numpy() for v in kernel.trainable_variables]
+    for variable in kernel.trainable_variables:
+        variable.assign(np.round(variable.numpy(), 3))
+    with pytest.raises(UsageError, match="no model folder"):
+        codec.compress(loaded, draw(40, 40))
+    for variable, value in zip(kernel.trainable_variables, before):
+        variable.assign(value)
+    assert not loaded.has_changed
 
 
 def test_keras_set_to_float64(model_dir):

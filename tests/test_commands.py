@@ -142,6 +142,7 @@ def test_wrong_use_is_one_line(command, command_here, photo, tmp_path):
         (("compress", photo, photo, "--model", "tiny-test"), "--output_dir"),
         (("compress", photo, "two.avif", "--model", "tiny-test"), "--output_dir"),
         (("compress", photo, "/dev/null", "--model", "tiny-test"), "not a regular file"),
+        (("compress", photo, "-", "--model", "tiny-test"), "not written to the standard output"),
         (("compress", photo, tmp_path / "photo.link", "--model", "tiny-test"), "overwritten by its own output"),
         (("compress", photo, out, "--model", "tiny-test", "--max_megapixels", "0.01"), "limit"),
         (("decompress", tmp_path / "big.gcv"), "limit is 200000000"),

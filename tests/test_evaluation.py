@@ -300,6 +300,7 @@ def test_commands(command, command_here, pictures, tmp_path):
         ("huge", {"results": {**whole["results"], "bpp": [10**400, 0.2, 0.3, 0.4]}}),
         ("path", {"name": "hf://some/one", "meta": {"model": "crpe", "fingerprint": "0" * 8}}),
         ("endless", {"results": {**whole["results"], "bpp": [0.1, 0.2, 0.3, math.inf]}}),
+        ("large", {"results": {**whole["results"], "bpp": [0.1, 0.2, 0.3, 1.7e308]}}),
     ):
         (tmp_path / f"{name}.json").write_text(json.dumps({**whole, **changes}))
     done = command_here("plot", tmp_path / "name.json", "--title", r"$\b$", "-o", tmp_path / "name.png")
@@ -319,6 +320,7 @@ def test_commands(command, command_here, pictures, tmp_path):
         (("report", tmp_path / "list.json", "--images", pictures, "-o", tmp_path / "x.html"), "not a results file"),
         (("report", tmp_path / "path.json", "--images", pictures, "-o", tmp_path / "x.html"), "is no name for a model"),
         (("plot", tmp_path / "huge.json", "-o", tmp_path / "x.png"), "not a results file"),
+        (("plot", tmp_path / "large.json", "-o", tmp_path / "x.png"), "below a billion"),
         (("plot", tmp_path / "deep.json", "-o", tmp_path / "x.png"), "not a results file"),
         (("plot", tmp_path / "meta.json", "-o", tmp_path / "x.png"), "not a results file"),
         (("evaluate", "--model", "nothing", pictures), "no model"),

@@ -5,8 +5,10 @@ import os
 import pathlib
 import resource
 import shutil
+import signal
 import subprocess
 import sys
+import threading
 import time
 
 import numpy as np
@@ -14,7 +16,7 @@ import pytest
 from conftest import ROOT, draw
 from PIL import Image
 
-from goconv_tf import codec, commands, training, zoo
+from goconv_tf import codec, commands, memory, training, zoo
 from goconv_tf.errors import CheckpointError, GoConvError
 from goconv_tf.files import atomic_write
 
@@ -115,6 +117,67 @@ def test_killed_between_the_two_files_of_a_model(model, model_dir, tmp_path, mon
     os.remove(os.path.join(folder, zoo.WEIGHTS_FILE))
     with pytest.raises(CheckpointError, match="no such file"):
         zoo.load_pretrained(folder)
+
+
+def test_two_who_write_one_model_folder_take_turns(model, tmp_path):
+    folder, done = str(tmp_path / "m"), []
+    info = zoo.save_pretrained(model, folder, "first")
+    writer = threading.Thread(target=lambda: done.append(zoo.save_pretrained(model, folder, "second")))
+    with zoo._turn_in(folder):
+        writer.start()
+        writer.join(2)
+        assert not done and zoo.read_info(folder) == info
+    writer.join(60)
+    assert [found.name for found in done] == ["second"] and zoo.read_info(folder) == done[0]
+    assert sorted(os.listdir(folder)) == ["README.md", "config.json", "model.safetensors"]
+
+
+def test_what_a_kill_left_in_a_model_folder_goes(model, tmp_path):
+    names = [".model.safetensors.0123456789abcdef", ".config.json.0123456789abcdef", ".model.safetensors.fedcba9876543210", ".model.safetensors.mine"]
+    for age, name in zip((7200, 7200, 60, 7200), names):
+        (tmp_path / name).write_bytes(b"half")
+        os.utime(tmp_path / name, (time.time() - age,) * 2)
+    zoo.save_pretrained(model, str(tmp_path), "m")
+    assert sorted(os.listdir(tmp_path)) == sorted(["README.md", "config.json", "model.safetensors", *names[2:]])
+
+
+def test_ended_by_a_signal(tmp_path):
+    """One line, and nothing half-written."""
+    code = "import sys, time\nfrom goconv_tf import commands, files\n\ndef action():\n    with files.staged(sys.argv[1], b'half'):\n"
+    code += "        print('there', flush=True)\n        time.sleep(60)\n\nsys.exit(commands.status_of(action))\n"
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        args = [sys.executable, "-c", code, str(tmp_path / "a")]
+        process = subprocess.Popen(args, env={**os.environ, "PYTHONPATH": ROOT}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        process.stdout.readline()
+        assert len(os.listdir(tmp_path)) == 1
+        process.send_signal(number)
+        assert process.communicate()[1] == f"error: ended by {number.name}\n" and process.returncode == 128 + number
+        assert os.listdir(tmp_path) == []
+
+
+def test_what_replaces_a_private_file_is_private(tmp_path):
+    path = tmp_path / "a"
+    path.write_bytes(b"old")
+    path.chmod(0o600)
+    atomic_write(str(path), b"new")
+    assert path.read_bytes() == b"new" and path.stat().st_mode & 0o777 == 0o600
+
+
+def test_pipes_are_read_where_there_is_memory_for_them(model, monkeypatch):
+    def piped(data):
+        reader, writer = os.pipe()
+        with os.fdopen(writer, "wb") as f:
+            f.write(data)
+        try:
+            return commands.read_stream_file(f"/dev/fd/{reader}")
+        finally:
+            os.close(reader)
+
+    data = codec.compress(model, draw(40, 40)).data
+    assert piped(data) == data
+    monkeypatch.setattr(memory, "available_memory", lambda: 3 * len(data) - 1)
+    with pytest.raises(GoConvError, match="GiB are available"):
+        piped(data)
 
 
 def test_killed_while_writing(tmp_path):

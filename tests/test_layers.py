@@ -10,6 +10,7 @@ import tensorflow as tf
 import tensorflow_compression as tfc
 from conftest import ROOT
 
+from goconv_tf.entropy import FactorizedPrior
 from goconv_tf.layers import (
     GDN,
     Conv2D,
@@ -22,6 +23,7 @@ from goconv_tf.layers import (
     ScalingNet,
     SignalConv2D,
     convolution_gradients,
+    exact,
 )
 
 
@@ -699,3 +701,97 @@ def test_scaling_net_starts_near_one_and_is_positive():
     assert factors.min() > 0.3 and factors.max() < 2.0
     net.factors.bias.assign(tf.fill([5], -30.0))
     assert net(0.01).numpy().min() > 0
+
+
+def test_what_a_factory_made_is_what_is_saved(tmp_path):
+    """Not what it would make by then; and without the sizes that one of the paths was built for."""
+    y = image = tf.keras.Input([8, 8, 3])
+    for slope in (0.1, 0.3):
+        y = GoConv2D(8, 3, activation=lambda: tf.keras.layers.LeakyReLU(slope))(y)  # noqa: B023
+    prepared = iter([GDN() for _ in range(4)])
+    y = GoConv2D(6, 3, activation=lambda: next(prepared))(y)
+    model = tf.keras.Model(image, list(y))
+    model.save(tmp_path / "m.keras")
+    loaded = tf.keras.models.load_model(tmp_path / "m.keras")
+    x = tf.random.stateless_normal([2, 8, 8, 3], [1, 2])
+    for ours, theirs in zip(model(x), loaded(x)):
+        np.testing.assert_allclose(ours, theirs, atol=1e-6)
+    assert [float(layer.high_activation.alpha) for layer in loaded.layers[1:3]] == pytest.approx([0.1, 0.3])
+
+
+@tf.keras.saving.register_keras_serializable("tests")
+class Scaled(tf.keras.layers.Layer):
+    """Its `from_config` takes the config apart, as Keras' guide has it."""
+
+    def __init__(self, inner, **kwargs):
+        super().__init__(**kwargs)
+        self.inner = inner
+
+    def call(self, x):
+        return 2 * self.inner(x)
+
+    def get_config(self):
+        return {**super().get_config(), "inner": tf.keras.layers.serialize(self.inner)}
+
+    @classmethod
+    def from_config(cls, config):
+        return cls(tf.keras.layers.deserialize(config.pop("inner")), **config)
+
+
+def test_an_activation_whose_config_is_taken_apart():
+    layer = GoConv2D(5, 3, activation=lambda: Scaled(GDN()))
+    x = tf.random.stateless_normal([1, 8, 8, 3], [1, 2])
+    layer(x)
+    for _ in range(2):
+        copy = GoConv2D.from_config(layer.get_config())
+        copy(x)
+        copy.set_weights(layer.get_weights())
+        for a, b in zip(copy(x), layer(x)):
+            np.testing.assert_allclose(a, b, atol=1e-6)
+        layer = copy
+
+
+def test_weights_of_a_frozen_layer_are_in_the_same_order(tmp_path):
+    class Holder(tf.keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.prior, self.conv, self.gdn = FactorizedPrior(3), SignalConv2D(3, 3), GDN()
+
+        def call(self, x):
+            x = self.gdn(self.conv(x))
+            return x * self.prior.likelihood(x)
+
+    x = tf.random.stateless_normal([1, 8, 8, 3], [1, 2])
+    one, other = Holder(), Holder()
+    one(x), other(x)
+    other.trainable = False
+    other.conv.fold()
+    path = str(tmp_path / "m.weights.h5")
+    one.prior.quantization_offset.assign([0.1, 0.2, 0.3])
+    one.save_weights(path)
+    other.load_weights(path)
+    np.testing.assert_allclose(one(x), other(x), atol=1e-6)  # also what was folded
+    np.testing.assert_allclose(other.prior.quantization_offset, [0.1, 0.2, 0.3], atol=1e-6)
+
+
+def test_a_failed_first_call_leaves_nothing_behind():
+    layer = SignalConv2D(4, 3, kernel_regularizer="l2")
+    for wrong in (tf.ones([8, 8, 5]), tf.keras.Input([None, None, None])):
+        with pytest.raises(ValueError, match="with known channels"):
+            layer(wrong)
+    layer(tf.ones([1, 8, 8, 3]))
+    assert len(layer.losses) == 1 and layer.get_config()["kernel_regularizer"]
+    for make, wrong in (
+        (GDN, tf.keras.Input([None, None, None])),
+        (lambda: GoConv2D(4, 3), [tf.ones([1, 8, 8, 3]), tf.keras.Input([4, 4, None])]),
+    ):
+        with pytest.raises(ValueError, match="with known channels"):
+            make()(wrong)
+    for count in (1, 3):
+        with pytest.raises(ValueError, match=f"takes one tensor or a pair of them, not {count}"):
+            GoConv2D(4, 3)(count * [tf.ones([1, 8, 8, 3])])
+
+
+def test_grids_are_in_the_config():
+    layer = Conv2D(4, 3, grids=(14, 10))
+    assert Conv2D.from_config(layer.get_config()).grids == (14, 10) and Conv2D(4, 3).grids == (exact.GRID_BITS,) * 2

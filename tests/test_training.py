@@ -126,6 +126,42 @@ def test_damaged_pictures_are_replaced(photos, tmp_path, capsys, monkeypatch):
         list(hopeless.dataset(0).take(1))
 
 
+def test_memory_that_is_short_for_a_moment_leaves_no_picture_out(photos, monkeypatch):
+    read, tries = picture_io.read_picture, []
+
+    def short(path):
+        tries.append(path)
+        if len(tries) < limit:
+            raise GoConvError("9 GiB are needed")
+        return read(path)
+
+    monkeypatch.setattr(picture_io, "read_picture", short)
+    monkeypatch.setattr(data, "MEMORY_SECONDS", 0.0)
+    for limit in (4, 1000):
+        source = data.PatchSource(data.find_pictures([photos])[:1], 64, 1, [0.01])
+        if limit == 4:
+            assert source(0)[0].shape == (1, 64, 64, 3) and len(tries) == 4 and not source.damaged
+            continue
+        with pytest.raises(GoConvError, match="9 GiB are needed"), training.data_errors():
+            list(source.dataset(0).take(1))
+
+
+def test_validation_pictures_are_not_trained_with(photos, tmp_path, monkeypatch, capsys):
+    sources = []
+    monkeypatch.setattr(training, "_compiled_model", lambda options, config, source, *args: sources.append(source))
+    monkeypatch.setattr(training, "_fit", lambda *args, **kwargs: None)
+    held = data.find_pictures([photos])[:2]
+    (tmp_path / "links").mkdir()
+    for path in held:
+        os.symlink(path, tmp_path / "links" / os.path.basename(path))
+    training.train(options(photos, tmp_path / "run", val_glob=(str(tmp_path / "links"),)))
+    readable = data.PatchSource(data.find_pictures([photos]), 64, 1, [0.01]).paths
+    assert set(held) < set(readable) and set(sources[0].paths) == set(readable) - set(held)
+    assert "0 unreadable, 2 to validate with" in capsys.readouterr().out
+    with pytest.raises(UsageError, match="none is left to train on"):
+        training.train(options(photos, tmp_path / "other", val_glob=(photos,)))
+
+
 def test_pictures_that_coding_refuses_are_no_training_pictures(photos, tmp_path, capsys):
     good = Image.fromarray(draw(70, 70))
     good.save(tmp_path / "good.png")
@@ -386,6 +422,9 @@ def test_what_a_run_began_with_is_kept(photos, unbroken, tmp_path, monkeypatch):
     training.train(options(photos, tmp_path, last_step=31))
     run = json.loads((tmp_path / "run.json").read_text())
     assert (run["warm_start"], run["init"], run["last_step"]) == ("models/another", "pca", 31)
+    with pytest.raises(UsageError, match="holds a run that began with warm_start models/another, not models/mine: name a new folder"):
+        training.train(options(photos, tmp_path, last_step=31, warm_start="models/mine"))
+    training.train(options(photos, tmp_path, last_step=31, warm_start="models/another"))
     with pytest.raises(UsageError, match=r"--val_lambdas must be within 0\.01 to 0\.05"):
         training.train(options(photos, tmp_path, last_step=31, val_glob=(photos,), val_lambdas=(0.02, 0.9)))
 

@@ -129,8 +129,9 @@ def main():
         for key in groups:
             if key == full or not is_switched(key, full):
                 continue
-            if len(groups[key]) == 1:  # no curve, but a point beside one
-                cost = evaluation.bits_at_equal_quality(curves[full], curves[key])
+            if len(groups[key]) < 3:  # no curve that BD-rate takes, but points beside one
+                points = [curve(curves[key]["name"], [member]) for member in groups[key]]
+                cost = ", ".join(evaluation.bits_at_equal_quality(curves[full], point) for point in points)
             else:
                 cost = evaluation.bd_rate_cell(curves[full], curves[key], "psnr-rgb", digits=2)
             rows.append([curves[key]["name"], cost, ", ".join(f"{lmbda:g}" for lmbda, _ in groups[key])])

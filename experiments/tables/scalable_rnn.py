@@ -61,6 +61,7 @@ def main():
     known = published.is_of("kodak", args.images)
     for name, found in models.items():
         results = found["results"]
+        results = {"layers": [1], **results}  # which a model of one layer is not asked for
         rows = [{key: results[key][k] for key in ("layers", "bpp", "psnr-rgb", "ms-ssim-rgb")} for k in range(len(results["bpp"]))]
         hyperprior = any(key.startswith("bpp-z_") for key in results)
         data[name] = {"hyperprior": hyperprior, "rows": rows}
@@ -83,7 +84,8 @@ def main():
     source = [f"Published figures: {published.curve('kodak', 'scalable-rnn-with-hyperprior')['source']}.\n"] if known else []
     atomic_write(base + ".md", "\n".join([head, *source, provenance(models), *text]).encode())
     theirs = [published.curve("kodak", name) for name in REFERENCES] if known else []
-    plots.rate_distortion(base + ".png", curves + theirs, max_bpp=1.0)
+    largest = max(row["bpp"] for found in data.values() for row in found["rows"])
+    plots.rate_distortion(base + ".png", curves + theirs, max_bpp=max(1.0, 1.1 * largest))
     print(f"{base}.md, .png")
 
 

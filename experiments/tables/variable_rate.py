@@ -110,6 +110,8 @@ def main():
         systems[", ".join(model.info.name for model in parts)] = parts
     paths = find_inputs([args.images], PICTURE_EXTENSIONS)
     paths = paths[: args.first or None]
+    if len({os.path.splitext(os.path.basename(path))[0] for path in paths}) < len(paths):
+        raise UsageError(f"{args.images}: two of its pictures have the same name but for the extension, which these tables do not show")
     paper = published.tables()["variable_rate"]
     known, times = of_pictures(paper), of_pictures(paper["timing_seconds"])
     every, text = {}, []

@@ -102,12 +102,12 @@ class GaussianConditional(_EntropyModel):
         return tf.cast(mean, tf.float32)
 
     def indexes(self, shape, mean, scale):
-        """int32 of `shape`: the smallest entry of the scale table that is not below the scale, a tensor, or an array on the grid."""
+        """int32 of `shape`: the smallest entry of the scale table that is not below the scale, a tensor, or an array of that shape on the grid."""
         del mean
         if exact.is_array(scale):  # one look into a table instead of a search
             return self._index_table[np.clip(scale * exact.GRID, 0, len(self._index_table) - 1).astype(np.int32)]
         scale = tf.broadcast_to(tf.cast(scale, tf.float32), shape)
-        return tf.searchsorted(self.scale_table[:-1], tf.reshape(scale, [-1]), side="left")
+        return tf.reshape(tf.searchsorted(self.scale_table[:-1], tf.reshape(scale, [-1]), side="left"), tf.shape(scale))
 
     @functools.cached_property
     def _index_table(self):

@@ -118,14 +118,18 @@ class Regularized:
 class OwnVariables:
     """Saves the variables inside tfc parameters too, which Keras' own format would leave out."""
 
+    def _in_order(self):
+        """Its variables; the order of `variables` itself depends on whether the layer is trained."""
+        return sorted(self.variables, key=lambda variable: not variable.trainable)
+
     def save_own_variables(self, store):
-        for i, variable in enumerate(self.variables):
+        for i, variable in enumerate(self._in_order()):
             store[str(i)] = variable.numpy()
 
     def load_own_variables(self, store):
         if len(store.keys()) != len(self.variables):  # as Keras; also before the first call, when there are none
             raise ValueError(f"{self.name} has {len(self.variables)} variables, {len(store.keys())} were saved")
-        for i, variable in enumerate(self.variables):
+        for i, variable in enumerate(self._in_order()):
             variable.assign(store[str(i)])
 
 
@@ -182,6 +186,9 @@ class SignalConv2D(OwnVariables, tfc.SignalConv2D):
         return {**tf.keras.layers.Layer.get_config(self), **self._arguments, **serialized(self)}
 
     def build(self, input_shape):
+        shape = tf.TensorShape(input_shape)
+        if shape.rank != 4 or shape[-1] is None:  # before anything is made that a later call would keep
+            raise ValueError(f"{self.name} needs inputs [batch, height, width, channels] with known channels, not {shape}")
         if isinstance(self.kernel_parameter, str) and self.kernel_parameter == "rdft":
             shape = self.kernel_support + (tf.TensorShape(input_shape)[-1], self.filters)
             initial = self.kernel_initializer(shape=shape, dtype=self.variable_dtype)
@@ -234,8 +241,12 @@ class SignalConv2D(OwnVariables, tfc.SignalConv2D):
         return super().kernel if self._folded is None else self._folded
 
     def fold(self):
-        """Fixes the kernel at its present value, so that later calls need not compute it."""
+        """Fixes the kernel at its present value, so that later calls need not compute it: until weights are loaded; it is not for training."""
         self._folded = tf.constant(super().kernel.numpy())
+
+    def load_own_variables(self, store):
+        super().load_own_variables(store)
+        self.unfold()
 
     def unfold(self) -> bool:
         """Has the kernel computed from the parameter again; whether it was folded."""
@@ -262,7 +273,10 @@ class GDN(OwnVariables, Regularized, tf.keras.layers.Layer):
         self.inverse = inverse
 
     def build(self, input_shape):
-        channels = int(tf.TensorShape(input_shape)[-1])
+        shape = tf.TensorShape(input_shape)
+        if not shape.rank or shape[-1] is None:
+            raise ValueError(f"{self.name} needs inputs [batch, ..., channels] with known channels, not {shape}")
+        channels = shape[-1]
         self.input_spec = tf.keras.layers.InputSpec(axes={-1: channels})
         self.beta = tfc.GDNParameter(tf.ones([channels]), name="beta", minimum=1e-6)
         self.gamma = tfc.GDNParameter(0.1 * tf.eye(channels), name="gamma", minimum=0.0)
@@ -304,10 +318,12 @@ class Conv2D(tf.keras.layers.Conv2D):
     grids: bits after the point of what `exact` takes and gives.
     """
 
-    grids = (exact.GRID_BITS, exact.GRID_BITS)
-
-    def __init__(self, filters, kernel_size, strides=1, padding="same", **kwargs):
+    def __init__(self, filters, kernel_size, strides=1, padding="same", grids=(exact.GRID_BITS, exact.GRID_BITS), **kwargs):
         super().__init__(filters, kernel_size, strides, padding=padding, **kwargs)
+        self.grids = tuple(grids)
+
+    def get_config(self):
+        return {**super().get_config(), "grids": self.grids}
 
     def convolution_op(self, inputs, kernel):
         """Keras' own; called by `call`."""

@@ -12,8 +12,9 @@ _dtype = contextvars.ContextVar("dtype", default=tf.float32)
 def convolution_gradients(dtype):
     """Inside, gradients of float32 convolutions of this package's layers are computed from what these see, rounded to `dtype`.
 
-    What convolutions give stays as it is, and so do types and shapes of gradients. It holds for what is called (of a `tf.function`: traced) inside,
-    wherever the gradient is taken.
+    What convolutions give stays as it is, and so do types and shapes of gradients. It holds for what this thread calls (of a `tf.function`: traces)
+    inside, wherever the gradient is taken. Under a `tf.distribute` strategy, which has threads of its own, enter it in the function that `run` gets;
+    what `tf.recompute_grad` computes again has it only inside as well.
 
     dtype: "float32" or "bfloat16". Processors with instructions for bfloat16 (AVX512_BF16, AMX) take about half the time for such gradients. Rounded
     numbers are off by 0.4 % at most; gradients of a whole model were by 1 %.

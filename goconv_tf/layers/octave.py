@@ -5,6 +5,7 @@ plain octave convolution the paths between them start from the *outputs* of the 
 within each, and are learned strided convolutions with an activation of their own.
 """
 
+import copy
 import functools
 import inspect
 import numbers
@@ -80,6 +81,18 @@ def make_activation(activation: Activation, **kwargs):
             raise ValueError(f"the activation factory {activation!r} returned {made!r}, which cannot be called")
         return made
     raise ValueError(f"activation must be a name, a factory or None, not {activation!r}")
+
+
+def _made_of(recipe):
+    """A layer of its config, which its `from_config` may take apart."""
+    return tf.keras.layers.deserialize(copy.deepcopy(recipe))
+
+
+def _without_sizes(config):
+    """A config without the sizes that layers in it were built for."""
+    if isinstance(config, dict):
+        return {key: _without_sizes(value) for key, value in config.items() if key != "build_config"}
+    return [_without_sizes(value) for value in config] if isinstance(config, list) else config
 
 
 def split_filters(filters: int, alpha: float):
@@ -158,7 +171,7 @@ class _GoConv(Regularized, tf.keras.layers.Layer):
             raise ValueError(f"kernel_parameter must be 'rdft' or 'variable', not {kernel_parameter!r}")
         self._recipe = activation if isinstance(activation, dict) else None
         if self._recipe:  # from get_config: how to make fresh copies of what the factory made
-            activation = functools.partial(tf.keras.layers.deserialize, activation)
+            activation = functools.partial(_made_of, activation)
         self.filters, self.kernel_size, self.strides, self.alpha = int(filters), int(kernel_size), int(strides), float(alpha)
         self.use_bias, self.kernel_parameter, self.inter_kernel_size = use_bias, kernel_parameter, int(inter_kernel_size)
         self.activation = activation
@@ -195,9 +208,14 @@ class _GoConv(Regularized, tf.keras.layers.Layer):
 
     def build(self, input_shape):
         pair = _is_pair(input_shape)
-        shape_high = tf.TensorShape(input_shape[0] if pair else input_shape)
-        if shape_high.rank != 4 or shape_high[-1] is None:
-            raise ValueError(f"{self.name} needs inputs [batch, height, width, channels] with known channels, not {shape_high}")
+        try:
+            shapes = [tf.TensorShape(shape) for shape in (input_shape if pair else [input_shape])]
+        except TypeError:
+            raise ValueError(f"{self.name} takes one tensor or a pair of them, not {len(input_shape)}") from None
+        shape_high = shapes[0]
+        for shape in shapes:
+            if shape.rank != 4 or shape[-1] is None:
+                raise ValueError(f"{self.name} needs inputs [batch, height, width, channels] with known channels, not {shape}")
         if pair:
             self._check_sizes(shape_high, tf.TensorShape(input_shape[1]))
         k, inter = self.kernel_size, self.inter_kernel_size
@@ -299,10 +317,10 @@ class _GoConv(Regularized, tf.keras.layers.Layer):
     def get_config(self):
         activation = self._recipe or self.activation
         if self._recipe is None and activation is not None and not isinstance(activation, str):
-            made = self._make_activation("activation")
+            made = self.high_activation if hasattr(self, "high_activation") else self._make_activation("activation")
             if not isinstance(made, tf.keras.layers.Layer):
                 made = tf.keras.layers.Activation(made)
-            activation = tf.keras.layers.serialize(made)
+            activation = _without_sizes(tf.keras.layers.serialize(made))
         return {
             **super().get_config(),
             "filters": self.filters,

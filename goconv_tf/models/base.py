@@ -171,7 +171,7 @@ class Codec(tf.keras.Model):
 
     @info.setter
     def info(self, info):
-        self.__dict__["_marked"] = [v for v in self.variables if v.shape.rank == 1]  # not as attributes, which Keras would track
+        self.__dict__["_marked"] = self.variables  # not as attributes, which Keras would track
         self.__dict__["_folder"] = info and (info, self._mark())
 
     @property
@@ -180,10 +180,11 @@ class Codec(tf.keras.Model):
         return self._folder is not None and self._folder[1] != self._mark()
 
     def _mark(self):
-        """CRC-32 of the tables, and of biases and other vectors, which nearly any training changes."""
+        """CRC-32 of the tables, and of some thousand weights of each variable, which nearly any change of them changes."""
         tables = [model.table for model in self.entropy_models().values() if model.table is not None]
         with tf.init_scope():
-            arrays = [v.numpy() for v in self._marked] + [array for table in tables for array in (table.cdf, table.offset)]
+            some = [tf.reshape(v, [-1])[:: -(-v.shape.num_elements() // 2048)].numpy() for v in self._marked]
+            arrays = some + [array for table in tables for array in (table.cdf, table.offset)]
         return functools.reduce(lambda crc, array: zlib.crc32(array.tobytes(), crc), arrays, 0)
 
     @property
