@@ -218,7 +218,7 @@ def test_starts_from_a_variable_rate_model(model_dir):
     for changes, message in (({"filters": 16, "latents": 8}, "other widths"), ({"crpe_y": False}, "without second_hyper or crpe_y")):
         with pytest.raises(UsageError, match=message):
             training.start_from(CRPE(dataclasses.replace(TINY, **changes)).build_weights(), source, "x", None)
-    with pytest.raises(UsageError, match="lambda 0.3 is outside what it was trained for"):
+    with pytest.raises(UsageError, match=r"lambda 0\.3 is outside what it was trained for"):
         training.start_from(CRPE(dataclasses.replace(TINY, lmbda=0.3)).build_weights(), source, "x", None)
 
 

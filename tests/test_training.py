@@ -157,7 +157,7 @@ def test_validation_pictures_are_not_trained_with(photos, tmp_path, monkeypatch,
     training.train(options(photos, tmp_path / "run", val_glob=(str(tmp_path / "links"),)))
     readable = data.PatchSource(data.find_pictures([photos]), 64, 1, [0.01]).paths
     assert set(held) < set(readable) and set(sources[0].paths) == set(readable) - set(held)
-    assert "0 unreadable, 2 to validate with" in capsys.readouterr().out
+    assert "1 unreadable, 2 to validate with" in capsys.readouterr().out
     with pytest.raises(UsageError, match="none is left to train on"):
         training.train(options(photos, tmp_path / "other", val_glob=(photos,)))
 
