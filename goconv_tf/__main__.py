@@ -6,7 +6,17 @@ from absl import app
 from absl.flags import argparse_flags
 
 from goconv_tf import commands
-from goconv_tf.arguments import add_allow_truncated, add_entropy_coder, add_evaluation, add_rate, add_size_limit, add_tile, count, positive
+from goconv_tf.arguments import (
+    add_allow_truncated,
+    add_entropy_coder,
+    add_evaluation,
+    add_rate,
+    add_refine,
+    add_size_limit,
+    add_tile,
+    count,
+    positive,
+)
 from goconv_tf.presets import PRESETS
 
 evaluation_text = """Codes and decodes every picture at every operating point. Writes NAME.json in CompressAI's form (means over pictures, sorted by
@@ -42,6 +52,7 @@ def make_parser():
     )
     add_size_limit(p)
     add_tile(p)
+    add_refine(p)
     p.set_defaults(run=commands.compress)
 
     p = sub.add_parser(
@@ -121,6 +132,7 @@ def make_parser():
     )
     p.add_argument("--points", type=count, default=8, help="How many lambdas, of models that have one (default: %(default)s).")
     add_entropy_coder(p)
+    add_refine(p)
     add_evaluation(p)
     p.set_defaults(run=_evaluate_models)
 
@@ -149,8 +161,8 @@ def make_parser():
     return parser
 
 
-def _evaluate_models(model, entropy_coder, points, **more):
-    return commands.evaluate([("model", name, entropy_coder, points) for name in model], **more)
+def _evaluate_models(model, entropy_coder, points, refine, **more):
+    return commands.evaluate([("model", name, entropy_coder, points, refine) for name in model], **more)
 
 
 def _evaluate_codec(codec, **more):

@@ -68,6 +68,16 @@ def add_entropy_coder(parser):
     parser.add_argument("--entropy_coder", choices=bitstream.CODER_NAMES, default="tfc", help="Range coder to use (default: %(default)s).")
 
 
+def add_refine(parser):
+    parser.add_argument(
+        "--refine",
+        metavar="STEPS",
+        type=count,
+        default=0,
+        help="Optimise the latents for each picture in so many steps first, such as 200: smaller files, minutes a picture (default: none).",
+    )
+
+
 def add_evaluation(parser):
     parser.add_argument("--output", default="results", help="Folder for the results (default: %(default)s).")
     parser.add_argument("--jobs", type=count, default=1, help="Processes; with more than one, seconds mean little (default: %(default)s).")

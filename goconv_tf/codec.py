@@ -75,6 +75,7 @@ def compress(
     layers: Optional[int] = None,
     exact: bool = True,
     tile: Optional[int] = None,
+    refine: int = 0,
 ) -> Compressed:
     """Compresses uint8 [h, w, 3] with a model from `zoo.load_pretrained`.
 
@@ -88,11 +89,13 @@ def compress(
       exact: compute entropy parameters with integers, so that every machine decodes the file; False: in floating point.
       tile: side of the tiles that large pictures are coded in, pixels; default: as memory asks for; 0: whole. The file does not
         depend on it but for how floats of the analysis round.
+      refine: steps of optimising the latents for this picture first, 0 for none: smaller files, which are decoded as ever, for minutes of work
+        (of each coding, where target_bpp takes several); see `goconv_tf.models.refine`. Computed for whole pictures; not for scalable models.
 
     Raises:
       ImageError: if the picture is something else.
       CheckpointError: if the model has no integers to be exact with.
-      UsageError: if the model is of no folder (`info_of`) or cannot be tiled, or there is no such entropy coder.
+      UsageError: if the model is of no folder (`info_of`), cannot be tiled or refined, or there is no such entropy coder.
       RateError: if lmbda, target_bpp or layers are out of the model's reach, or target_bpp is given with another.
       GoConvError: if the picture needs more memory than there is.
     """
@@ -104,6 +107,7 @@ def compress(
     check_operating_point(model.config, lmbda, target_bpp, layers)
     info = info_of(model)
     check_exact(model, exact)
+    check_refine(model.config, refine)
     height, width = picture.shape[:2]
     padded_size = [_padded(n, model.alignment) for n in (height, width)]
     cells = memory.choose_tile(model, padded_size, tile, exact)
@@ -115,7 +119,8 @@ def compress(
         codings += 1
         lmbda_code = bitstream.quantize_lmbda(value) if model.has_lambda else 0
         coded_lmbda = bitstream.dequantize_lmbda(lmbda_code)
-        coded = model.compress(padded, coded_lmbda, entropy_coder, reconstruct, layers, exact, cells)
+        latents = refined(model, padded, coded_lmbda, refine) if refine else None
+        coded = model.compress(padded, coded_lmbda, entropy_coder, reconstruct, layers, exact, cells, latents)
         sections = [[coded.strings[name] for name in names] for names in model.config.layers[: len(coded.checksums)]]
         stream = bitstream.Stream(
             entropy_coder,
@@ -180,6 +185,26 @@ def check_exact(model, exact):
         raise CheckpointError(
             f"{info_of(model).name} has no integer form of its entropy model: save it again with this version, or code with --noexact"
         )
+
+
+def check_refine(config, steps):
+    """UsageError unless latents of a model of this config can be refined in so many steps."""
+    if steps < 0:
+        raise UsageError(f"latents are refined in 1 step or more, 0 being none, not in {steps}")
+    if steps and len(config.layers) > 1:
+        raise UsageError(f"latents of a {config.model} cannot be refined: each layer's are made of what the layers before it left")
+
+
+def refined(model, padded, lmbda, steps):
+    """{latent: tensor} of a padded picture, optimised for what its model was trained for; lmbda as the file has it, of models that have one."""
+    import tensorflow as tf
+
+    from goconv_tf.models import refine
+
+    training = info_of(model).card.get("training")
+    distortion = training.get("distortion", "mse") if isinstance(training, dict) else "mse"
+    x, weight = tf.constant(padded[None]), tf.constant([lmbda if model.has_lambda else model.config.lmbda], tf.float32)
+    return refine.refine(model, x, weight, model.analysis(x, weight), steps, distortion)
 
 
 def cut_to_rate(stream, target_bpp) -> "bitstream.Stream":

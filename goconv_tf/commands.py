@@ -167,17 +167,19 @@ def compress(
     layers=None,
     exact=True,
     tile=None,
+    refine=0,
 ):
     """The compress command; returns the exit status."""
     pairs = plan(inputs, output_dir, PICTURE_EXTENSIONS, STREAM_EXTENSION)
     loaded = zoo.load_pretrained(model)
     codec.check_operating_point(loaded.config, lmbda, target_bpp, layers)
     codec.check_exact(loaded, exact)
+    codec.check_refine(loaded.config, refine)
 
     def action(source, target):
         check_replaceable(target)
         picture = picture_io.read_picture(source, max_pixels)
-        result = codec.compress(loaded, picture, lmbda, target_bpp, entropy_coder, verify, layers, exact, tile)
+        result = codec.compress(loaded, picture, lmbda, target_bpp, entropy_coder, verify, layers, exact, tile, refine)
         line = f"{len(result.data)} bytes, {result.bpp:.4f} bpp"
         line += f", lambda {result.lmbda:.6g}" if loaded.has_lambda else ""
         line += f", {result.layers} layers" if len(loaded.config.layers) > 1 else ""

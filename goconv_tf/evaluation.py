@@ -62,18 +62,23 @@ class ModelSubject:
       name: as `zoo.find_model` takes it, with its CheckpointError.
       entropy_coder: "tfc" or "range-coder".
       points: how many lambdas, of models that have one.
+      refine: steps, as of `codec.compress`; its results have a name of their own.
     """
 
-    def __init__(self, name, entropy_coder="tfc", points=8):
+    def __init__(self, name, entropy_coder="tfc", points=8, refine=0):
         self.info = zoo.find_model(name)
-        self.entropy_coder = entropy_coder
-        self.name = self.info.name
-        self.identity = f"{self.info.name} {self.info.fingerprint} {entropy_coder}"
+        codec.check_refine(self.info.config, refine)
+        self.entropy_coder, self.refine = entropy_coder, refine
+        self.name = self.info.name + (f"-refined-{refine}" if refine else "")
+        self.identity = f"{self.info.name} {self.info.fingerprint} {entropy_coder}" + (f" refined {refine}" if refine else "")
         self.points = operating_points(self.info.config, points)
         self.description = f"{self.info.model}, fingerprint {self.info.fingerprint}, {self.info.config.rates_text}"
         training = self.info.card.get("training")
         steps = training.get("steps") if isinstance(training, dict) else None
         self.meta = {"model": self.info.model, "fingerprint": self.info.fingerprint, "steps": steps, "entropy_coder": entropy_coder}
+        if refine:
+            self.description += f", latents refined in {refine} steps"
+            self.meta["refine"] = refine
 
     @functools.cached_property
     def model(self):
@@ -85,15 +90,16 @@ class ModelSubject:
             codec.decompress(model, codec.compress(model, np.zeros([64, 64, 3], np.uint8)).data)
             model.has_coded = True
         begin = time.time()
-        data = codec.compress(model, picture, entropy_coder=self.entropy_coder, **point).data
+        data = codec.compress(model, picture, entropy_coder=self.entropy_coder, refine=self.refine, **point).data
         middle = time.time()
         stream = bitstream.unpack(data, picture.shape[0] * picture.shape[1])
         decoded = codec.decode(model, stream)
         end = time.time()
-        estimated = codec.estimate(model, picture, stream.lmbda, len(stream.layers))
         pixels = picture.shape[0] * picture.shape[1]
-        more = {"bpp-strings": 8 * stream.payload / pixels, "bpp-estimated": sum(estimated.values()) / pixels}
-        strings = dict(zip(estimated, (section for layer in stream.layers for section in layer.sections)))
+        more = {"bpp-strings": 8 * stream.payload / pixels}
+        if not self.refine:  # the estimate would be of other latents
+            more["bpp-estimated"] = sum(codec.estimate(model, picture, stream.lmbda, len(stream.layers)).values()) / pixels
+        strings = dict(zip(model.latent_names, (section for layer in stream.layers for section in layer.sections)))
         more.update({f"bpp-{name}": 8 * len(string) / pixels for name, string in strings.items()})
         return Coding(data, decoded, middle - begin, end - middle, more)
 
@@ -147,7 +153,7 @@ class PillowSubject:
 
 
 def make_subject(kind, *args):
-    """A subject from what can be sent to another process: ("model", name or folder[, entropy coder[, points]]) or ("codec", one of `CODECS`)."""
+    """A subject of what processes can be sent: ("model", name or folder[, entropy coder[, points[, refine]]]) or ("codec", one of `CODECS`)."""
     return {"model": ModelSubject, "codec": PillowSubject}[kind](*args)
 
 
@@ -388,8 +394,8 @@ def read_results(path_or_name) -> Dict[str, Any]:
                 pairs = [(float(rate), float(value)) for rate, value in zip(rates, values) if value is not None]
                 curves[name] = [pair for pair in pairs if abs(pair[1]) < 1e9]  # lossless points have no place in dB
         meta = dict(data.get("meta", {}))
-        if not all(isinstance(meta.get(key, ""), str) for key in ("codec", "model", "fingerprint")):
-            raise TypeError("codec, model or fingerprint is no text")
+        if not all(isinstance(meta.get(key, ""), str) for key in ("codec", "model", "fingerprint")) or not isinstance(meta.get("refine", 0), int):
+            raise TypeError("codec, model or fingerprint is no text, or refine no number")
         return {"name": str(data.get("name", path_or_name)), "description": str(data.get("description", "")), "results": curves, "meta": meta}
     except FileNotFoundError:
         raise UsageError(f"{path_or_name}: no such file; published curves are named like kodak:bpg444") from None

@@ -30,8 +30,10 @@ def subject_of(results, models=()):
     if not meta.get("model"):
         return None
     zoo.check_name(results["name"])  # and not a path, or a place in the hub
-    path = next((info.path for info in models if info.fingerprint == meta.get("fingerprint")), results["name"])
-    subject = evaluation.ModelSubject(path, meta.get("entropy_coder", "tfc"))
+    refine = meta.get("refine", 0)
+    name = results["name"].removesuffix(f"-refined-{refine}")
+    path = next((info.path for info in models if info.fingerprint == meta.get("fingerprint")), name)
+    subject = evaluation.ModelSubject(path, meta.get("entropy_coder", "tfc"), refine=refine)
     if subject.info.fingerprint != meta.get("fingerprint"):
         raise UsageError(f"{results['name']}: the zoo has weights {subject.info.fingerprint}, the results are of {meta.get('fingerprint')}")
     return subject
@@ -45,7 +47,7 @@ def code_at(subject, picture, target):
     model, codings = subject.model, []
 
     def code(lmbda=None, **point):
-        codings.append(codec.compress(model, picture, lmbda, entropy_coder=subject.entropy_coder, **point))
+        codings.append(codec.compress(model, picture, lmbda, entropy_coder=subject.entropy_coder, refine=subject.refine, **point))
         return codings[-1]
 
     with contextlib.suppress(RateError):

@@ -3,10 +3,11 @@
 from goconv_tf.entropy.coders import CODERS
 from goconv_tf.entropy.priors import FactorizedPrior, GaussianConditional
 from goconv_tf.entropy.tables import CodingTable
-from goconv_tf.entropy.walkers import Decoder, Encoder, NoisyWalker, RoundingWalker
+from goconv_tf.entropy.walkers import AnnealingWalker, Decoder, Encoder, NoisyWalker, RoundingWalker
 
 __all__ = [
     "CODERS",
+    "AnnealingWalker",
     "CodingTable",
     "Decoder",
     "Encoder",

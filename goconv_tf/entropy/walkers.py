@@ -4,6 +4,7 @@ A model visits each latent once, in coding order: `value = walker(name, entropy_
 Which walker it is given decides whether that trains, estimates, encodes or decodes:
 
     NoisyWalker     adds uniform noise, collects likelihoods
+    AnnealingWalker draws between the two nearest integers, collects likelihoods
     RoundingWalker  rounds, collects likelihoods
     Encoder         rounds, collects coded strings
     Decoder         reads coded strings
@@ -66,6 +67,31 @@ class NoisyWalker(_Walker):
         self.likelihoods[name] = model.likelihood(noisy, *parameters)
         self.values[name] = noisy
         return latent + tf.stop_gradient(_rounded(latent, model.offset(*parameters)) - latent) if self.mixed else noisy
+
+
+class AnnealingWalker(_Walker):
+    """Refinement: latents [batch, h, w, c] between their two nearest integers, softly drawn (Yang, Bamler and Mandt 2020, arXiv 2006.04240, Eq. 8).
+
+    The nearer an integer, the more often it is drawn; as the temperature falls, draws come nearer to integers and to rounding.
+
+    seed: int32 [2]. temperature: float32 [], above 0.
+    """
+
+    def __init__(self, latents, seed, temperature):
+        super().__init__(latents)
+        self.seed, self.temperature = tf.convert_to_tensor(seed), temperature
+
+    def __call__(self, name, model, *parameters):
+        offset = model.offset(*parameters)
+        difference = tf.cast(self.latents[name], tf.float32) - offset
+        below = tf.stop_gradient(tf.floor(difference))
+        distances = tf.stack([difference - below, below + 1 - difference], axis=-1)
+        logits = -tf.atanh(tf.clip_by_value(distances, 0.0, 1 - 1e-5)) / self.temperature
+        uniform = tf.random.stateless_uniform(tf.shape(logits), self.seed + [len(self.likelihoods), 0], 1e-6, 1 - 1e-6)
+        share = tf.nn.softmax((logits - tf.math.log(-tf.math.log(uniform))) / self.temperature)
+        value = below + share[..., 1] + offset
+        self.likelihoods[name] = model.likelihood(value, *parameters)
+        return value
 
 
 def _symbols(latent, offset):

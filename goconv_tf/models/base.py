@@ -457,7 +457,7 @@ class Codec(tf.keras.Model):
         decoded = self.walk(walker)
         return decoded, {name: walker.bits(name) for name in self.latent_names}
 
-    def compress(self, x, lmbda, coder="tfc", reconstruct=False, layers=None, exact=None, tile=None):
+    def compress(self, x, lmbda, coder="tfc", reconstruct=False, layers=None, exact=None, tile=None, latents=None):
         """Codes one picture, with the tables and integers that `build_tables` made: to be made anew after training.
 
         Args:
@@ -468,6 +468,7 @@ class Codec(tf.keras.Model):
           layers: how many layers of a scalable model to code; None for all.
           exact: compute entropy parameters with integers (True), floats (False), or integers where the model has them (None).
           tile: compute in tiles of so many cells a side (see `tiles`).
+          latents: code these instead of what `analysis` gives, as `goconv_tf.models.refine.refine` has them.
 
         Returns:
           Coded.
@@ -481,7 +482,7 @@ class Codec(tf.keras.Model):
             raise ValueError("the model has no coding tables: call build_tables() first")
         lmbda = tf.constant([lmbda], tf.float32)
         with tiles.tiled(tile):
-            latents = self.analysis(x[None], lmbda)
+            latents = self.analysis(x[None], lmbda) if latents is None else latents
             walker = self._made_exact(entropy.Encoder(latents, entropy.CODERS[coder], layers), exact)
             del latents
             decoded = self.walk(walker)

@@ -1,0 +1,84 @@
+"""Latents that are optimised for the picture at hand before they are coded: smaller files of the same format, for much more work of the encoder.
+
+Stochastic Gumbel annealing (Yang, Bamler and Mandt, "Improving inference for neural image compression", arXiv 2006.04240). The
+decoder, and the time that it takes, stay as they are.
+"""
+
+import functools
+
+import tensorflow as tf
+
+from goconv_tf import entropy, limits, losses, memory, metrics
+from goconv_tf.errors import UsageError
+
+RATE = 2.5  # of Adam, over the number of steps, so that latents can go as far whatever that is
+RATES = (0.002, 0.02)
+COOLING = 0.3  # share of the steps after which the temperature falls
+TEMPERATURES = (0.5, 0.03)
+BETAS = (0.9, 0.999)
+SLOW, SLOWER = 0.6, 0.3  # share of the steps after which the rate is less, and what of it is left
+COST = 3.0  # memory beside that of coding, of what gradients need
+
+
+def refine(model, x, lmbda, latents, steps, distortion="mse"):
+    """Latents of one picture that R + lambda D, as files have it, is no larger with.
+
+    Args:
+      model: a Codec whose `analysis` gives all latents, with weights; its compiled step is kept with its other stages.
+      x: uint8 [1, h, w, 3]. lmbda: float32 [1], the Lagrangian of R (bits per pixel) + lambda D.
+      latents: what its `analysis` gives for them.
+      steps: how many of Adam.
+      distortion: D, as `losses.distortion` knows it.
+
+    Returns:
+      {latent: float32 tensor}, as given where no better ones were found.
+
+    Raises:
+      UsageError: where D is not defined for a picture that small.
+      GoConvError: if it needs more memory than there is.
+    """
+    height, width = x.shape[1:3]
+    if distortion != "mse" and min(height, width) < metrics.MS_SSIM_SIDE:
+        raise UsageError(f"{width} x {height} pixels cannot be refined for MS-SSIM, which needs {metrics.MS_SSIM_SIDE} a side")
+    memory.check(COST * model.bytes_per_pixel * height * width, f"refining {width} x {height} pixels")
+    functions = model.__dict__.setdefault("_stages", {})
+    key = ("refine", distortion)
+    if key not in functions:
+        functions[key] = tf.function(functools.partial(_step, model, distortion), autograph=False, reduce_retracing=True)
+        functions["refine loss", distortion] = tf.function(functools.partial(_loss, model, distortion), autograph=False, reduce_retracing=True)
+    step, loss = functions[key], functions["refine loss", distortion]
+    first = {name: tf.cast(latent, tf.float32) for name, latent in latents.items()}
+    state = (first, *2 * [{name: tf.zeros_like(latent) for name, latent in first.items()}])
+    for number in range(steps):
+        limits.check()
+        share = number / steps
+        temperature = TEMPERATURES[0] * (TEMPERATURES[1] / TEMPERATURES[0]) ** max((share - COOLING) / (1 - COOLING), 0.0)
+        rate = min(max(RATE / steps, RATES[0]), RATES[1]) * (SLOWER if share >= SLOW else 1.0)
+        state = step(x, lmbda, state, tf.constant(number), tf.constant(temperature, tf.float32), tf.constant(rate, tf.float32))
+    return state[0] if loss(x, lmbda, state[0]) < loss(x, lmbda, first) else first
+
+
+def _objective(model, distortion, x, lmbda, walker, limit=lambda picture: picture):
+    """R + lambda D of what a walker makes of the latents; limit: what becomes of the picture before D is measured."""
+    decoded = limit(model.synthesis(model.walk(walker), lmbda))
+    bits, _ = model.rates(walker, x)
+    return tf.reduce_sum(bits + lmbda * losses.distortion(tf.cast(x, tf.float32), decoded, distortion))
+
+
+def _step(model, distortion, x, lmbda, state, number, temperature, rate):
+    """One of Adam: (latents, means of gradients, of their squares)."""
+    latents, means, squares = state
+    with tf.GradientTape() as tape:
+        tape.watch(latents)
+        objective = _objective(model, distortion, x, lmbda, entropy.AnnealingWalker(latents, tf.stack([0, number]), temperature))
+    gradients = tape.gradient(objective, latents)
+    means = {name: BETAS[0] * means[name] + (1 - BETAS[0]) * gradient for name, gradient in gradients.items()}
+    squares = {name: BETAS[1] * squares[name] + (1 - BETAS[1]) * tf.square(gradient) for name, gradient in gradients.items()}
+    count = tf.cast(number + 1, tf.float32)
+    factor = rate * tf.sqrt(1 - BETAS[1] ** count) / (1 - BETAS[0] ** count)
+    return {name: latents[name] - factor * means[name] / (tf.sqrt(squares[name]) + 1e-8) for name in latents}, means, squares
+
+
+def _loss(model, distortion, x, lmbda, latents):
+    """R + lambda D of rounded latents and an 8-bit picture."""
+    return _objective(model, distortion, x, lmbda, entropy.RoundingWalker(latents), lambda picture: tf.clip_by_value(tf.round(picture), 0.0, 255.0))
