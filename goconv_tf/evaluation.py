@@ -89,6 +89,9 @@ class ModelSubject:
         if not hasattr(model, "has_coded"):  # what TensorFlow compiles for the first picture is not its time
             codec.decompress(model, codec.compress(model, np.zeros([64, 64, 3], np.uint8)).data)
             model.has_coded = True
+        if self.refine and not hasattr(model, "has_refined"):
+            codec.compress(model, np.zeros([192, 192, 3], np.uint8), refine=1)
+            model.has_refined = True
         begin = time.time()
         data = codec.compress(model, picture, entropy_coder=self.entropy_coder, refine=self.refine, **point).data
         middle = time.time()

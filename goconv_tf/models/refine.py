@@ -41,13 +41,11 @@ def refine(model, x, lmbda, latents, steps, distortion="mse"):
     if distortion != "mse" and min(height, width) < metrics.MS_SSIM_SIDE:
         raise UsageError(f"{width} x {height} pixels cannot be refined for MS-SSIM, which needs {metrics.MS_SSIM_SIDE} a side")
     memory.check(COST * model.bytes_per_pixel * height * width, f"refining {width} x {height} pixels")
-    functions = model.__dict__.setdefault("_stages", {})
-    key = ("refine", distortion)
-    if key not in functions:
-        functions[key] = tf.function(functools.partial(_step, model, distortion), autograph=False, reduce_retracing=True)
-        functions["refine loss", distortion] = tf.function(functools.partial(_loss, model, distortion), autograph=False, reduce_retracing=True)
-    step, loss = functions[key], functions["refine loss", distortion]
     first = {name: tf.cast(latent, tf.float32) for name, latent in latents.items()}
+    functions, key = model.__dict__.setdefault("_stages", {}), ("refine", distortion)
+    if key not in functions:
+        functions[key] = _compiled(model, distortion, first)
+    step, loss = functions[key]
     state = (first, *2 * [{name: tf.zeros_like(latent) for name, latent in first.items()}])
     for number in range(steps):
         limits.check()
@@ -56,6 +54,18 @@ def refine(model, x, lmbda, latents, steps, distortion="mse"):
         rate = min(max(RATE / steps, RATES[0]), RATES[1]) * (SLOWER if share >= SLOW else 1.0)
         state = step(x, lmbda, state, tf.constant(number), tf.constant(temperature, tf.float32), tf.constant(rate, tf.float32))
     return state[0] if loss(x, lmbda, state[0]) < loss(x, lmbda, first) else first
+
+
+def _compiled(model, distortion, latents):
+    """(`_step`, `_loss`) of one picture of any size."""
+    pictures, lambdas = tf.TensorSpec([1, None, None, 3], tf.uint8), tf.TensorSpec([1], tf.float32)
+    values = {name: tf.TensorSpec([1, None, None, latent.shape[-1]], tf.float32) for name, latent in latents.items()}
+    numbers = [tf.TensorSpec([], kind) for kind in (tf.int32, tf.float32, tf.float32)]
+    step, loss = (functools.partial(function, model, distortion) for function in (_step, _loss))
+    return (
+        tf.function(step, input_signature=[pictures, lambdas, 3 * (values,), *numbers], autograph=False),
+        tf.function(loss, input_signature=[pictures, lambdas, values], autograph=False),
+    )
 
 
 def _objective(model, distortion, x, lmbda, walker, limit=lambda picture: picture):
