@@ -119,7 +119,7 @@ def compress(
         codings += 1
         lmbda_code = bitstream.quantize_lmbda(value) if model.has_lambda else 0
         coded_lmbda = bitstream.dequantize_lmbda(lmbda_code)
-        latents = refined(model, padded, coded_lmbda, refine) if refine else None
+        latents = refined(model, info, padded, (height, width), coded_lmbda, refine) if refine else None
         coded = model.compress(padded, coded_lmbda, entropy_coder, reconstruct, layers, exact, cells, latents)
         sections = [[coded.strings[name] for name in names] for names in model.config.layers[: len(coded.checksums)]]
         stream = bitstream.Stream(
@@ -174,9 +174,10 @@ def estimate(model: "Codec", picture: np.ndarray, lmbda: Optional[float] = None,
 
 def info_of(model) -> "zoo.ModelInfo":
     """The ModelInfo of the folder that a model is of; UsageError if it has been trained since, or never was in one: files name such folders."""
-    if model.info is None:
+    info = model.info  # which looks at the weights
+    if info is None:
         raise UsageError("the model's weights are those of no model folder, which files would name: save_pretrained them, and load_pretrained that")
-    return model.info
+    return info
 
 
 def check_exact(model, exact):
@@ -191,20 +192,24 @@ def check_refine(config, steps):
     """UsageError unless latents of a model of this config can be refined in so many steps."""
     if steps < 0:
         raise UsageError(f"latents are refined in 1 step or more, 0 being none, not in {steps}")
-    if steps and len(config.layers) > 1:
+    if steps and not (config.has_lambda or hasattr(config, "lmbda")):
         raise UsageError(f"latents of a {config.model} cannot be refined: each layer's are made of what the layers before it left")
 
 
-def refined(model, padded, lmbda, steps):
-    """{latent: tensor} of a padded picture, optimised for what its model was trained for; lmbda as the file has it, of models that have one."""
+def refined(model, info, padded, size, lmbda, steps):
+    """{latent: tensor} of a padded picture, optimised for what its model was trained for.
+
+    size: (height, width) of the picture itself, which counts. lmbda: as the file has it, of models that have one.
+    """
     import tensorflow as tf
 
     from goconv_tf.models import refine
 
-    training = info_of(model).card.get("training")
-    distortion = training.get("distortion", "mse") if isinstance(training, dict) else "mse"
+    if info.distortion is None:
+        raise UsageError(f"{info.name}'s card does not say which distortion it was trained for: save it again with this version, to refine latents")
+    refine.check(model, padded.shape[:2], size, info.distortion)
     x, weight = tf.constant(padded[None]), tf.constant([lmbda if model.has_lambda else model.config.lmbda], tf.float32)
-    return refine.refine(model, x, weight, model.analysis(x, weight), steps, distortion)
+    return refine.refine(model, x, size, weight, model.analysis(x, weight), steps, info.distortion)
 
 
 def cut_to_rate(stream, target_bpp) -> "bitstream.Stream":

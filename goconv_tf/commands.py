@@ -87,9 +87,9 @@ def read_stream_file(path) -> bytes:
             if start != bitstream.MAGIC:
                 return start
             size = os.fstat(f.fileno()).st_size  # 0 of a pipe, which has to be read to be known
-            parts = [start]
+            parts, available = [start], memory.available_memory()
             while True:
-                memory.check(3 * size, f"{path}: {size} bytes")  # as they are, and as substreams
+                memory.check(3 * size, f"{path}: {size} bytes", available)  # as they are, and as substreams
                 parts.append(f.read(2**26))
                 if not parts[-1]:
                     return b"".join(parts)

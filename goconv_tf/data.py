@@ -16,7 +16,7 @@ from goconv_tf import picture_io
 from goconv_tf.errors import DataError, GoConvError, ImageError, printable
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp")
-MEMORY_TRIES, MEMORY_SECONDS = 25, 5.0  # how often, and how far apart, a picture is read that memory is too short for
+MEMORY_TRIES, MEMORY_SECONDS = 7, 10.0  # how often, and how far apart, a picture is read that memory is too short for
 
 
 def find_pictures(patterns):
@@ -32,16 +32,11 @@ def find_pictures(patterns):
 
 
 def read_rgb(path):
-    """A picture as `picture_io.read_picture` gives it; DataError if that refuses it, GoConvError where memory is too short, also after a while."""
-    for left in reversed(range(MEMORY_TRIES)):
-        try:
-            return picture_io.read_picture(path)
-        except ImageError as error:
-            raise DataError(str(error)) from error
-        except GoConvError:  # a validation may have the memory just now
-            if not left:
-                raise
-            time.sleep(MEMORY_SECONDS)
+    """A picture as `picture_io.read_picture` gives it; DataError if that refuses it."""
+    try:
+        return picture_io.read_picture(path)
+    except ImageError as error:
+        raise DataError(str(error)) from error
 
 
 def vivid(patch, rng):
@@ -108,14 +103,19 @@ class PatchSource:
             if path in self._cache:
                 self._cache.move_to_end(path)
                 return self._cache[path]
-        try:
-            picture = read_rgb(path)
-        except DataError as error:
-            with self._lock:
-                if path not in self.damaged:
-                    self.damaged.add(path)
-                    print(f"left out: {printable(error)}", flush=True)
-            return None
+        for left in reversed(range(MEMORY_TRIES)):
+            try:
+                picture = read_rgb(path)
+                break
+            except GoConvError as error:
+                if left and not isinstance(error, DataError):  # memory, which a validation may have just now
+                    time.sleep(MEMORY_SECONDS)
+                    continue
+                with self._lock:
+                    if path not in self.damaged:
+                        self.damaged.add(path)
+                        print(f"left out: {printable(error)}", flush=True)
+                return None
         with self._lock:
             if path not in self._cache:
                 self._cache[path] = picture

@@ -71,9 +71,10 @@ def _of_tiff(max_pixels):
     """Pillow holds TIFFs against its limit again when it loads them, and libtiff has lines of its own for stderr."""
     with pillow_limit(max_pixels), open(os.devnull, "wb") as nothing:
         kept = None
-        with contextlib.suppress(OSError):  # there need not be a stderr
-            kept = os.dup(2)
-            os.dup2(nothing.fileno(), 2)
+        if threading.active_count() == 1:  # others may have something to say
+            with contextlib.suppress(OSError):  # there need not be a stderr
+                kept = os.dup(2)
+                os.dup2(nothing.fileno(), 2)
         try:
             yield
         finally:

@@ -29,9 +29,9 @@ def subject_of(results, models=()):
         return evaluation.PillowSubject(meta["codec"])
     if not meta.get("model"):
         return None
-    zoo.check_name(results["name"])  # and not a path, or a place in the hub
     refine = meta.get("refine", 0)
-    name = results["name"].removesuffix(f"-refined-{refine}")
+    name = results["name"].removesuffix(f"-refined-{refine}") if refine else results["name"]
+    zoo.check_name(name)  # and not a path, or a place in the hub
     path = next((info.path for info in models if info.fingerprint == meta.get("fingerprint")), name)
     subject = evaluation.ModelSubject(path, meta.get("entropy_coder", "tfc"), refine=refine)
     if subject.info.fingerprint != meta.get("fingerprint"):

@@ -394,15 +394,13 @@ def make_strategy(name, *where):
 
 @contextlib.contextmanager
 def data_errors():
-    """Turns what TensorFlow makes of a DataError or GoConvError inside the pipeline into such a one again."""
+    """Turns what TensorFlow makes of a DataError inside the pipeline into a DataError again."""
     try:
         yield
     except tf.errors.UnknownError as error:
-        for kind in (DataError, GoConvError):
-            _, found, text = str(error).partition(f"{kind.__name__}: ")
-            if found:
-                raise kind(text.splitlines()[0]) from error
-        raise
+        if "DataError: " not in str(error):
+            raise
+        raise DataError(str(error).split("DataError: ", 1)[1].splitlines()[0]) from error
 
 
 @contextlib.contextmanager

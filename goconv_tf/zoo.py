@@ -21,13 +21,14 @@ from typing import TYPE_CHECKING, Any, Dict, List, NamedTuple, Optional, Tuple, 
 from goconv_tf import cards, hub, memory
 from goconv_tf.errors import CheckpointError, UsageError
 from goconv_tf.files import atomic_write, staged
-from goconv_tf.presets import make_config
+from goconv_tf.presets import TRAINING_CHOICES, make_config
 
 if TYPE_CHECKING:
     from goconv_tf.models import Codec
 
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
 PREVIOUS_FILE = "previous.safetensors"  # there only while a folder is written
+LEFT_OVER = tuple(f".{name}" for name in (CONFIG_FILE, WEIGHTS_FILE, PREVIOUS_FILE, cards.CARD_FILE))  # of a kill, with a random ending
 FORMAT = 1
 MAX_SHARED = 4  # models that `shared` keeps
 NameOrPath = Union[str, "os.PathLike[str]"]
@@ -56,6 +57,13 @@ class ModelInfo(NamedTuple):
     @property
     def model_id(self) -> int:
         return model_id(self.name)
+
+    @property
+    def distortion(self) -> Optional[str]:
+        """What it was trained for, as `losses.distortion` calls it; None where its card does not say."""
+        training = self.card.get("training")
+        found = training.get("distortion", "mse") if isinstance(training, dict) else None
+        return found if isinstance(found, str) and found in TRAINING_CHOICES["distortion"] else None
 
 
 def model_id(name: str) -> int:
@@ -88,7 +96,9 @@ def read_info(path: str) -> ModelInfo:
         info = ModelInfo(
             data["name"], path, data["model"], config, data["fingerprint"], data.get("card", {}), data["sha256"], data.get("integers", "")
         )
-        info = info._replace(identity=_fingerprint(info.name, data["config"], info.sha256))
+        typed = {field: getattr(config, field) for field in data["config"]}  # other writers of JSON have 1 for 1.0
+        identities = [_fingerprint(info.name, json.loads(json.dumps(fields)), info.sha256) for fields in (data["config"], typed)]
+        info = info._replace(identity=info.fingerprint if info.fingerprint in identities else identities[0])
         check_name(info.name)
         for value, digits in ((info.fingerprint, 8), (info.sha256, 64), (info.integers or 16 * "0", 16)):
             if not re.fullmatch(f"[0-9a-f]{{{digits}}}", value):
@@ -234,7 +244,7 @@ def save_pretrained(model: "Codec", path: str, name: str, card: Optional[Dict[st
         "fingerprint": _fingerprint(name, json.loads(json.dumps(fields)), sha256),
         "sha256": sha256,
         "integers": integers,
-        "card": card or {},
+        "card": {"training": {"distortion": model.distortion}, **(card or {})},
     }
     os.makedirs(path, exist_ok=True)
     card_path = os.path.join(path, cards.CARD_FILE)
@@ -253,10 +263,9 @@ def _sweep(folder):
     for name in os.listdir(folder):
         path = os.path.join(folder, name)
         with contextlib.suppress(OSError):  # an hour, as another machine may be at it
-            if (
-                re.fullmatch(f"\\.({re.escape(WEIGHTS_FILE)}|{re.escape(CONFIG_FILE)})\\.[0-9a-f]{{16}}", name)
-                and time.time() - os.path.getmtime(path) > 3600
-            ):
+            stem, _, ending = name.rpartition(".")
+            ours = stem in LEFT_OVER and re.fullmatch("[0-9a-f]{16}", ending)
+            if ours and time.time() - os.path.getmtime(path) > 3600:
                 os.unlink(path)
 
 

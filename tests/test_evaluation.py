@@ -319,7 +319,7 @@ def test_commands(command, command_here, pictures, tmp_path):
         (("report", tmp_path / "codec.json", "--images", pictures, "-o", tmp_path / "x.html"), "unknown codec 'heif'"),
         (("report", tmp_path / "list.json", "--images", pictures, "-o", tmp_path / "x.html"), "not a results file"),
         (("report", tmp_path / "path.json", "--images", pictures, "-o", tmp_path / "x.html"), "is no name for a model"),
-        (("plot", tmp_path / "huge.json", "-o", tmp_path / "x.png"), "not a results file"),
+        (("plot", tmp_path / "huge.json", "-o", tmp_path / "x.png"), "below a billion"),
         (("plot", tmp_path / "large.json", "-o", tmp_path / "x.png"), "below a billion"),
         (("plot", tmp_path / "deep.json", "-o", tmp_path / "x.png"), "not a results file"),
         (("plot", tmp_path / "meta.json", "-o", tmp_path / "x.png"), "not a results file"),

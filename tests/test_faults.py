@@ -133,12 +133,13 @@ def test_two_who_write_one_model_folder_take_turns(model, tmp_path):
 
 
 def test_what_a_kill_left_in_a_model_folder_goes(model, tmp_path):
-    names = [".model.safetensors.0123456789abcdef", ".config.json.0123456789abcdef", ".model.safetensors.fedcba9876543210", ".model.safetensors.mine"]
-    for age, name in zip((7200, 7200, 60, 7200), names):
+    names = [f".{name}.0123456789abcdef" for name in ("model.safetensors", "config.json", "previous.safetensors", "README.md")]
+    names += [".model.safetensors.fedcba9876543210", ".model.safetensors.mine"]
+    for age, name in zip((7200, 7200, 7200, 7200, 60, 7200), names):
         (tmp_path / name).write_bytes(b"half")
         os.utime(tmp_path / name, (time.time() - age,) * 2)
     zoo.save_pretrained(model, str(tmp_path), "m")
-    assert sorted(os.listdir(tmp_path)) == sorted(["README.md", "config.json", "model.safetensors", *names[2:]])
+    assert sorted(os.listdir(tmp_path)) == sorted(["README.md", "config.json", "model.safetensors", *names[4:]])
 
 
 def test_ended_by_a_signal(tmp_path):

@@ -153,7 +153,7 @@ def folders(model_dir, tmp_path_factory):
     (root / "no-weights" / zoo.WEIGHTS_FILE).unlink()
     (root / "bad-config" / zoo.CONFIG_FILE).write_text('{"format": 1}')
     config = (root / "old" / zoo.CONFIG_FILE).read_text()
-    (root / "old" / zoo.CONFIG_FILE).write_text(config.replace('"card": {}', '"card": {"notes": "old"}'))
+    (root / "old" / zoo.CONFIG_FILE).write_text(config.replace('"card": {', '"card": {"notes": "old",'))
     return {path.name: str(path) for path in root.iterdir()}
 
 

@@ -10,7 +10,7 @@ from conftest import draw
 from PIL import Image
 
 import goconv_tf
-from goconv_tf import bitstream, codec, entropy, evaluation, memory, metrics, report
+from goconv_tf import bitstream, codec, entropy, evaluation, memory, metrics, presets, report
 from goconv_tf.errors import GoConvError, UsageError
 from goconv_tf.models import refine
 
@@ -42,8 +42,20 @@ def test_what_is_no_better_is_not_taken(model, monkeypatch):
     x, lmbda = tf.constant(draw(64, 64))[None], tf.constant([0.02])
     latents = model.analysis(x, lmbda)
     monkeypatch.setattr(refine, "RATES", (30.0, 30.0))  # which scatters them
-    for name, latent in refine.refine(model, x, lmbda, latents, 3).items():
+    for name, latent in refine.refine(model, x, (64, 64), lmbda, latents, 3).items():
         np.testing.assert_array_equal(latent, latents[name])
+
+
+def test_what_pads_a_picture_does_not_count(model):
+    """R + lambda D is of the picture's own pixels."""
+    x, lmbda = tf.constant(draw(64, 64))[None], tf.constant([0.02])
+    latents = {name: tf.cast(latent, tf.float32) for name, latent in model.analysis(x, lmbda).items()}
+    estimate = model.estimate(x, lmbda, exact=False)
+    decoded = np.clip(np.rint(estimate.reconstruction[0]), 0, 255)[:50, :33]
+    squares = np.square(decoded - draw(64, 64)[:50, :33].astype(float)).mean((0, 1, 2))
+    expected = sum(float(bits[0]) for bits in estimate.rates.values()) + 50 * 33 * 0.02 * squares
+    _, loss = refine._compiled(model, "mse", latents)
+    assert float(loss((x, tf.constant([50, 33]), lmbda), latents)) == pytest.approx(expected, rel=1e-4)
 
 
 def test_annealing_ends_in_rounding(model):
@@ -100,9 +112,18 @@ def test_what_cannot_be_refined(model, rnn, monkeypatch):
         codec.compress(rnn, draw(32, 32), refine=5)
     with pytest.raises(UsageError, match="not in -1"):
         codec.compress(model, draw(32, 32), refine=-1)
-    x = tf.zeros([1, 160, 176, 3], tf.uint8)
     with pytest.raises(UsageError, match="176 x 160 pixels cannot be refined for MS-SSIM, which needs 161 a side"):
-        refine.refine(model, x, tf.constant([0.02]), {}, 5, "mix")
+        refine.check(model, (160, 176), (160, 176), "mix")
+    one_layer = presets.change_settings(presets.get_preset("scalable_rnn", "tiny"), ["iterations=1"])
+    with pytest.raises(UsageError, match="latents of a scalable_rnn cannot be refined"):
+        codec.check_refine(one_layer, 5)
+    for card, distortion in (({}, None), ({"training": {}}, "mse"), ({"training": {"distortion": ["mix"]}}, None), ({"training": 3}, None)):
+        info = model.info._replace(card=card)
+        assert info.distortion == distortion
+        if distortion is None:
+            with pytest.raises(UsageError, match="card does not say which distortion it was trained for"):
+                codec.refined(model, info, draw(32, 32), (32, 32), 0.02, 5)
+    monkeypatch.setattr(type(model), "analysis", lambda *_: pytest.fail("the analysis runs before memory is looked at"))
     monkeypatch.setattr(memory, "available_memory", lambda: 2.0 * model.bytes_per_pixel * 32 * 32)
     with pytest.raises(GoConvError, match="refining 32 x 32 pixels need about"):
         codec.compress(model, draw(32, 32), refine=5)

@@ -136,11 +136,12 @@ class Codec(tf.keras.Model):
     alignment = 16  # pictures are padded to multiples of this before analysis
     can_tile = False  # whether pictures can be coded in tiles
     keeps_stages = False  # whether graphs call compiled stages, instead of inlining them
-    _folder: Any = None  # (`info`, `_mark` at the time)
+    _folder: Any = None  # (`info`, `_mark` of both parts at the time)
+    _is_folded: bool = False
     _steps: int = 0  # of the epoch
     _sums: Any = None  # of their metrics
     # Keys of the first are of types that do not sort, as tf.Module would have them.
-    _TF_MODULE_IGNORED_PROPERTIES = frozenset({"_stages", "_marked", "_folder", "_sums"} | tf.keras.Model._TF_MODULE_IGNORED_PROPERTIES)
+    _TF_MODULE_IGNORED_PROPERTIES = frozenset({"_stages", "_marked", "_folder", "_is_folded", "_sums"} | tf.keras.Model._TF_MODULE_IGNORED_PROPERTIES)
     exact_parts: Tuple[str, ...] = ()  # what computes entropy parameters: attributes that have an integer form
 
     def __init__(self, config, **kwargs):
@@ -171,19 +172,25 @@ class Codec(tf.keras.Model):
 
     @info.setter
     def info(self, info):
-        self.__dict__["_marked"] = self.variables  # not as attributes, which Keras would track
-        self.__dict__["_folder"] = info and (info, self._mark())
+        if info is not None:
+            # Not as attributes, which Keras would track.
+            self.__dict__["_marked"] = [[v for v in self.variables if (v.shape.rank > 1) == large] for large in (False, True)]
+        self.__dict__["_folder"] = info and (info, [self._mark(part) for part in (0, 1)])
 
     @property
     def has_changed(self) -> bool:
         """Whether it was of a folder, and its weights or tables no longer are."""
-        return self._folder is not None and self._folder[1] != self._mark()
+        return self._folder is not None and any(self._folder[1][part] != self._mark(part) for part in ((0,) if self._is_folded else (0, 1)))
 
-    def _mark(self):
-        """CRC-32 of the tables, and of some thousand weights of each variable, which nearly any change of them changes."""
-        tables = [model.table for model in self.entropy_models().values() if model.table is not None]
+    def _mark(self, part):
+        """CRC-32 of biases and other vectors, and of the tables (0), or of hundreds of numbers of each kernel (1): nearly any change changes them.
+
+        The second takes a while, and is only looked at where kernels are not folded, as they are for coding.
+        """
+        tables = [] if part else [model.table for model in self.entropy_models().values() if model.table is not None]
         with tf.init_scope():
-            some = [tf.reshape(v, [-1])[:: -(-v.shape.num_elements() // 2048)].numpy() for v in self._marked]
+            # An odd step, as numbers of channels are even.
+            some = [v.numpy() if v.shape.rank < 2 else tf.reshape(v, [-1])[:: v.shape.num_elements() // 512 | 1].numpy() for v in self._marked[part]]
             arrays = some + [array for table in tables for array in (table.cdf, table.offset)]
         return functools.reduce(lambda crc, array: zlib.crc32(array.tobytes(), crc), arrays, 0)
 
@@ -297,9 +304,10 @@ class Codec(tf.keras.Model):
 
     def _forget(self):
         """Leaves behind what is of other weights than it has, or will have: folded kernels, tables, integers, and the folder that they are of."""
-        unfolded = [layer for layer in self.foldable() if layer.unfold()]
-        if unfolded:
-            self.__dict__.pop("_stages", None)
+        for layer in self.foldable():
+            layer.unfold()
+        self.__dict__.update(_is_folded=False)
+        self.__dict__.pop("_stages", None)  # which may hold folded kernels
         self.drop_tables()
         self.info = None
 
@@ -439,6 +447,7 @@ class Codec(tf.keras.Model):
         """Fixes all convolution kernels at their present values, to code faster, until `fit` or `load_weights`."""
         for layer in self.foldable():
             layer.fold()
+        self.__dict__.update(_is_folded=True)
         self.__dict__.pop("_stages", None)
 
     def estimate(self, x, lmbda, exact=None):
