@@ -148,7 +148,7 @@ def test_bits_at_equal_quality():
             assert evaluation.bits_at_equal_quality(anchor, curve("b", [(rate, quality)]), metric) == expected
     assert evaluation.bits_at_equal_quality(curve("a", []), curve("b", [(0.1, 25.0)])) == "not measured"
     assert evaluation.bits_at_equal_quality(anchor, {"name": "b", "results": {"ms-ssim-rgb": [(0.1, 1.0)]}}, "ms-ssim-rgb") == "not measured"
-    assert evaluation.bits_at_equal_quality(curve("a", [(0.1, 25.0)]), curve("b", [(0.1, 25.0)])) == "out of its range"
+    assert evaluation.bits_at_equal_quality(curve("a", [(0.1, 25.0)]), curve("b", [(0.1, 25.0)])) == "a has one point only"
 
 
 def test_other_pictures_do_not_compare():
