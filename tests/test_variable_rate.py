@@ -244,7 +244,7 @@ def test_presets_build_what_the_papers_say():
 def test_encoder_and_decoder_share_compiled_functions(model):
     coded = Encoder(latents_of(model), CODERS["tfc"])
     model.walk(coded)
-    stages = dict(model._stages)
+    stages = dict(model._stages)  # and those of other tests
     decoder = Decoder(coded.strings, model.latent_shapes(128, 160), CODERS["tfc"])
     model.walk(decoder)
     assert model._stages == stages and decoder.checksums == coded.checksums

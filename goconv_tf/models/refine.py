@@ -43,10 +43,10 @@ def refine(model, x, size, lmbda, latents, steps, distortion="mse"):
       {latent: float32 tensor}, as given where no better ones were found.
     """
     first = {name: tf.cast(latent, tf.float32) for name, latent in latents.items()}
-    functions, key = model.__dict__.setdefault("_stages", {}), ("refine", distortion)
-    if key not in functions:
-        functions[key] = _compiled(model, distortion, first)
-    step, loss = functions[key]
+    functions, keys = model.__dict__.setdefault("_stages", {}), [(what, distortion) for what in ("refine", "refined")]
+    if keys[1] not in functions:
+        functions.update(zip(keys, _compiled(model, distortion, first)))
+    step, loss = (functions[key] for key in keys)
     picture = (x, tf.constant(size), lmbda)
     state = (first, *2 * [{name: tf.zeros_like(latent) for name, latent in first.items()}])
     for number in range(steps):
