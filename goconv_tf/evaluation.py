@@ -245,8 +245,8 @@ def evaluate(specs, images, output, jobs=1, per_image=False, as_csv=False) -> Li
     import tqdm
 
     paths = find_inputs([images], PICTURE_EXTENSIONS)
-    if per_image and len({_stem(path) for path in paths}) < len(paths):
-        raise UsageError(f"{images}: two of its pictures have the same name but for the extension, which files of --per_image do not have")
+    if per_image:
+        check_stems(images, paths, "files of --per_image do not have")
     subjects: List[Any] = [make_subject(*spec) for spec in specs]
     if len({subject.name for subject in subjects}) < len(subjects):
         raise UsageError("two of the models have the same name")
@@ -358,19 +358,26 @@ def _write_csv(contents, output):
         atomic_write(os.path.join(folder, f"{contents['name']}.txt"), ("\n".join(lines) + "\n").encode("utf-8", "backslashreplace"))
 
 
-def _stem(path):
+def stem(path) -> str:
+    """A picture's name without its folder and extension."""
     return os.path.splitext(os.path.basename(path))[0]
+
+
+def check_stems(images, paths, what):
+    """UsageError if two pictures of a folder have the same `stem`; what: who lacks the extension, and how."""
+    if len({stem(path) for path in paths}) < len(paths):
+        raise UsageError(f"{images}: two of its pictures have the same name but for the extension, which {what}")
 
 
 def _write_per_image(subject, rows, output):
     folder = os.path.join(output, "per_image", subject.name)
     os.makedirs(folder, exist_ok=True)
     for path in rows[0]:
-        stem = _stem(path)
+        picture = stem(path)
         ordered = sorted(({**point, **by_path[path]} for point, by_path in zip(subject.points, rows)), key=lambda row: row["bpp"])
         results = {name: [row.get(name) for row in ordered] for name in _measures(ordered)}
-        contents = {"source": stem, "name": subject.name, "description": subject.description, "results": results}
-        atomic_write(os.path.join(folder, f"{stem}.json"), (json.dumps(contents, indent=1) + "\n").encode())
+        contents = {"source": picture, "name": subject.name, "description": subject.description, "results": results}
+        atomic_write(os.path.join(folder, f"{picture}.json"), (json.dumps(contents, indent=1) + "\n").encode())
 
 
 def read_results(path_or_name) -> Dict[str, Any]:

@@ -3,8 +3,10 @@
 import contextlib
 import fcntl
 import os
+import re
 import secrets
 import stat
+import time
 from typing import Dict, Tuple
 
 from goconv_tf.errors import UsageError
@@ -26,6 +28,18 @@ def alone_in(folder):
             raise UsageError(f"{folder}: another process is at work there") from None
         except OSError:
             pass
+        yield
+    finally:
+        os.close(handle)
+
+
+@contextlib.contextmanager
+def taking_turns(folder):
+    """Processes of this machine are inside for a folder one after another; it leaves no file there. Filesystems without locks let all in."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):
+            fcntl.flock(handle, fcntl.LOCK_EX)
         yield
     finally:
         os.close(handle)
@@ -59,6 +73,15 @@ def temporary_name(path) -> str:
     """A hidden name beside path, which nothing has."""
     name = os.fsencode(os.path.basename(path))[:200].decode(errors="ignore")  # with what is added, no longer than names may be
     return os.path.join(os.path.dirname(os.path.abspath(path)), f".{name}.{secrets.token_hex(8)}")
+
+
+def remove_leftovers(folder, names):
+    """Removes what processes that were killed while they wrote files of these names have left in a folder under a `temporary_name`."""
+    for entry in os.listdir(folder):
+        path, (name, _, ending) = os.path.join(folder, entry), entry.rpartition(".")
+        with contextlib.suppress(OSError):  # an hour, as another machine may be at it
+            if name[1:] in names and re.fullmatch("[0-9a-f]{16}", ending) and entry[0] == "." and time.time() - os.path.getmtime(path) > 3600:
+                os.unlink(path)
 
 
 @contextlib.contextmanager

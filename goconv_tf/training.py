@@ -551,13 +551,18 @@ def train(options: Options):
         raise UsageError(f"--batchsize {options.batchsize} is not a multiple of the {strategy.num_replicas_in_sync} devices")
     with cluster.lost_workers(strategy, folder), alone_in(folder) if chief else contextlib.nullcontext():
         start, total = saved_step(os.path.join(folder, "backup")), cluster.make_total(strategy)
-        if total(start) != start * total(1):
+
+        def differs(number):  # from worker to worker
+            return total(number) != number * total(1)
+
+        if differs(start):
             raise UsageError(f"the workers see different saves in {folder}: it must be one folder that all of them share")
         names = zlib.crc32("/".join(map(os.path.basename, source.paths)).encode("utf-8", "surrogateescape"))
-        if total(names) != names * total(1):
+        if differs(names):
             raise UsageError("the workers have different pictures to train on: --train_glob and what is readable must be the same for all")
-        if start >= options.last_step and (cluster.spans_machines(strategy) or exported_step(folder) >= start):
-            export = "" if exported_step(folder) >= start else ", or run this once with --strategy none for its export, which is older"
+        exported = start >= options.last_step and exported_step(folder) >= start
+        if start >= options.last_step and (exported or cluster.spans_machines(strategy)):
+            export = "" if exported else ", or run this once with --strategy none for its export, which is older"
             raise UsageError(f"{folder} is already at step {start} of {options.last_step}: raise --last_step to go on{export}")
         if start and run:  # what it began with, whatever the flags say now
             options = dataclasses.replace(options, **{name: run[name] for name in ("warm_start", "init") if name in run})

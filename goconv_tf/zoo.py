@@ -7,20 +7,18 @@ Only `load_pretrained`, `save_pretrained`, `shared` and `new_model` import Tenso
 import atexit
 import contextlib
 import dataclasses
-import fcntl
 import functools
 import hashlib
 import json
 import os
 import re
 import threading
-import time
 import zlib
 from typing import TYPE_CHECKING, Any, Dict, List, NamedTuple, Optional, Tuple, Union
 
 from goconv_tf import cards, hub, memory
 from goconv_tf.errors import CheckpointError, UsageError
-from goconv_tf.files import atomic_write, staged
+from goconv_tf.files import atomic_write, remove_leftovers, staged, taking_turns
 from goconv_tf.presets import TRAINING_CHOICES, make_config
 
 if TYPE_CHECKING:
@@ -28,7 +26,6 @@ if TYPE_CHECKING:
 
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
 PREVIOUS_FILE = "previous.safetensors"  # there only while a folder is written
-LEFT_OVER = tuple(f".{name}" for name in (CONFIG_FILE, WEIGHTS_FILE, PREVIOUS_FILE, cards.CARD_FILE))  # of a kill, with a random ending
 FORMAT = 1
 MAX_SHARED = 4  # models that `shared` keeps
 NameOrPath = Union[str, "os.PathLike[str]"]
@@ -249,36 +246,13 @@ def save_pretrained(model: "Codec", path: str, name: str, card: Optional[Dict[st
     os.makedirs(path, exist_ok=True)
     card_path = os.path.join(path, cards.CARD_FILE)
     own_card = not os.path.exists(card_path) or _is_own_card(card_path)
-    with _turn_in(path):
-        _sweep(path)
+    with taking_turns(path):
+        remove_leftovers(path, (CONFIG_FILE, WEIGHTS_FILE, PREVIOUS_FILE, cards.CARD_FILE))
         _replace(path, data, (json.dumps(contents, indent=1) + "\n").encode())
         info = read_info(path)
         if own_card:
             atomic_write(card_path, cards.default_card(info).encode())
     return info
-
-
-def _sweep(folder):
-    """Removes what processes that were killed while they wrote have left in a model folder."""
-    for name in os.listdir(folder):
-        path = os.path.join(folder, name)
-        with contextlib.suppress(OSError):  # an hour, as another machine may be at it
-            stem, _, ending = name.rpartition(".")
-            ours = stem in LEFT_OVER and re.fullmatch("[0-9a-f]{16}", ending)
-            if ours and time.time() - os.path.getmtime(path) > 3600:
-                os.unlink(path)
-
-
-@contextlib.contextmanager
-def _turn_in(folder):
-    """Processes of this machine that write a model folder take turns; they have to wait for milliseconds."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        with contextlib.suppress(OSError):  # a filesystem without locks
-            fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(handle)
 
 
 def _is_own_card(path) -> bool:

@@ -18,7 +18,7 @@ from PIL import Image
 
 from goconv_tf import codec, commands, memory, training, zoo
 from goconv_tf.errors import CheckpointError, GoConvError
-from goconv_tf.files import atomic_write
+from goconv_tf.files import atomic_write, taking_turns
 
 
 @contextlib.contextmanager
@@ -123,7 +123,7 @@ def test_two_who_write_one_model_folder_take_turns(model, tmp_path):
     folder, done = str(tmp_path / "m"), []
     info = zoo.save_pretrained(model, folder, "first")
     writer = threading.Thread(target=lambda: done.append(zoo.save_pretrained(model, folder, "second")))
-    with zoo._turn_in(folder):
+    with taking_turns(folder):
         writer.start()
         writer.join(2)
         assert not done and zoo.read_info(folder) == info

@@ -103,15 +103,13 @@ def main():
     for model in loaded.values():
         if not model.has_lambda:
             raise UsageError(f"{model.info.name} is a {model.config.model}, not a variable_rate")
+    paths = find_inputs([args.images], PICTURE_EXTENSIONS)[: args.first or None]
+    evaluation.check_stems(args.images, paths, "these tables do not show")
     found = measure(list(loaded), args.images, args.output)  # first, as it refuses two models of one name
     systems = {}
     for one in args.model:
         parts = [loaded[name] for name in one.split(",")]
         systems[", ".join(model.info.name for model in parts)] = parts
-    paths = find_inputs([args.images], PICTURE_EXTENSIONS)
-    paths = paths[: args.first or None]
-    if len({os.path.splitext(os.path.basename(path))[0] for path in paths}) < len(paths):
-        raise UsageError(f"{args.images}: two of its pictures have the same name but for the extension, which these tables do not show")
     paper = published.tables()["variable_rate"]
     known, times = of_pictures(paper), of_pictures(paper["timing_seconds"])
     every, text = {}, []
@@ -119,7 +117,7 @@ def main():
         rows, sizes = every.setdefault(system, {}), {}
         text.append(f"## {system}\n")
         for path in paths:
-            name, picture = os.path.splitext(os.path.basename(path))[0], picture_io.read_picture(path)
+            name, picture = evaluation.stem(path), picture_io.read_picture(path)
             sizes[name] = picture.shape[1::-1]
             rows[name] = []
             for target in args.targets:

@@ -115,6 +115,14 @@ class Regularized:
         return config
 
 
+def image_shape(name, shape):
+    """The tf.TensorShape of what a layer is to be built for; ValueError unless it is [batch, height, width, channels] with known channels."""
+    shape = tf.TensorShape(shape)
+    if shape.rank != 4 or shape[-1] is None:
+        raise ValueError(f"{name} needs inputs [batch, height, width, channels] with known channels, not {shape}")
+    return shape
+
+
 class OwnVariables:
     """Saves the variables inside tfc parameters too, which Keras' own format would leave out."""
 
@@ -186,12 +194,9 @@ class SignalConv2D(OwnVariables, tfc.SignalConv2D):
         return {**tf.keras.layers.Layer.get_config(self), **self._arguments, **serialized(self)}
 
     def build(self, input_shape):
-        shape = tf.TensorShape(input_shape)
-        if shape.rank != 4 or shape[-1] is None:  # before anything is made that a later call would keep
-            raise ValueError(f"{self.name} needs inputs [batch, height, width, channels] with known channels, not {shape}")
+        channels = image_shape(self.name, input_shape)[-1]  # before anything is made that a later call would keep
         if isinstance(self.kernel_parameter, str) and self.kernel_parameter == "rdft":
-            shape = self.kernel_support + (tf.TensorShape(input_shape)[-1], self.filters)
-            initial = self.kernel_initializer(shape=shape, dtype=self.variable_dtype)
+            initial = self.kernel_initializer(shape=(*self.kernel_support, channels, self.filters), dtype=self.variable_dtype)
             self.kernel_parameter = RDFTKernel(initial)
         # Regularizers take variables as they are; tfc would give them what they are in the compute type.
         regularizers, self._kernel_regularizer, self._bias_regularizer = (self.kernel_regularizer, self.bias_regularizer), None, None
@@ -201,7 +206,7 @@ class SignalConv2D(OwnVariables, tfc.SignalConv2D):
             if regularizer is not None and parameter is not None:
                 self.add_loss(functools.partial(_penalty, regularizer, parameter))
         # TensorFlow would take multiples of these channels for groups.
-        self.input_spec = tf.keras.layers.InputSpec(ndim=4, axes={-1: tf.TensorShape(input_shape)[-1]})
+        self.input_spec = tf.keras.layers.InputSpec(ndim=4, axes={-1: channels})
 
     def call(self, inputs, factors=None):
         """factors: [batch or 1, 1, 1, filters] that the outputs are multiplied by."""

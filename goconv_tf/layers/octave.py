@@ -14,7 +14,7 @@ from typing import Any, Callable, Dict, NamedTuple, Union
 import tensorflow as tf
 
 from goconv_tf.layers import exact
-from goconv_tf.layers.conv import GDN, VARIABLE_ARGUMENTS, Regularized, SignalConv2D, serialized
+from goconv_tf.layers.conv import GDN, VARIABLE_ARGUMENTS, Regularized, SignalConv2D, image_shape, serialized
 
 
 class OctaveTensor(NamedTuple):
@@ -209,15 +209,11 @@ class _GoConv(Regularized, tf.keras.layers.Layer):
     def build(self, input_shape):
         pair = _is_pair(input_shape)
         try:
-            shapes = [tf.TensorShape(shape) for shape in (input_shape if pair else [input_shape])]
+            shapes = [image_shape(self.name, shape) for shape in (input_shape if pair else [input_shape])]
         except TypeError:
             raise ValueError(f"{self.name} takes one tensor or a pair of them, not {len(input_shape)}") from None
-        shape_high = shapes[0]
-        for shape in shapes:
-            if shape.rank != 4 or shape[-1] is None:
-                raise ValueError(f"{self.name} needs inputs [batch, height, width, channels] with known channels, not {shape}")
         if pair:
-            self._check_sizes(shape_high, tf.TensorShape(input_shape[1]))
+            self._check_sizes(*shapes)
         k, inter = self.kernel_size, self.inter_kernel_size
         self.high, self.high_activation = self._make_path("high", self.filters_high, k, self.strides, self._transpose)
         self.low = self.up = self.down = None
@@ -228,11 +224,11 @@ class _GoConv(Regularized, tf.keras.layers.Layer):
             self.up, self.up_activation = self._make_path("up", self.filters_high, inter, 2, True)
         if self.filters_low:
             self.down, self.down_activation = self._make_path("down", self.filters_low, inter, 2, False)
-        self._build_path("high", shape_high)
-        y_high = self.high.compute_output_shape(shape_high)
+        self._build_path("high", shapes[0])
+        y_high = self.high.compute_output_shape(shapes[0])
         y_low = [y_high[0], *map(half, y_high[1:3])]
         if pair:
-            self._build_path("low", tf.TensorShape(input_shape[1]))
+            self._build_path("low", shapes[1])
             self._build_path("up", tf.TensorShape([*y_low, low]))
         if self.filters_low:
             self._build_path("down", y_high)

@@ -141,7 +141,7 @@ class Codec(tf.keras.Model):
     _steps: int = 0  # of the epoch
     _sums: Any = None  # of their metrics
     # Keys of the first are of types that do not sort, as tf.Module would have them.
-    _TF_MODULE_IGNORED_PROPERTIES = frozenset({"_stages", "_marked", "_folder", "_is_folded", "_sums"} | tf.keras.Model._TF_MODULE_IGNORED_PROPERTIES)
+    _TF_MODULE_IGNORED_PROPERTIES = frozenset({"_stages", "_marked", "_folder", "_sums"} | tf.keras.Model._TF_MODULE_IGNORED_PROPERTIES)
     exact_parts: Tuple[str, ...] = ()  # what computes entropy parameters: attributes that have an integer form
 
     def __init__(self, config, **kwargs):
@@ -306,7 +306,7 @@ class Codec(tf.keras.Model):
         """Leaves behind what is of other weights than it has, or will have: folded kernels, tables, integers, and the folder that they are of."""
         for layer in self.foldable():
             layer.unfold()
-        self.__dict__.update(_is_folded=False)
+        self._is_folded = False
         self.__dict__.pop("_stages", None)  # which may hold folded kernels
         self.drop_tables()
         self.info = None
@@ -447,7 +447,7 @@ class Codec(tf.keras.Model):
         """Fixes all convolution kernels at their present values, to code faster, until `fit` or `load_weights`."""
         for layer in self.foldable():
             layer.fold()
-        self.__dict__.update(_is_folded=True)
+        self._is_folded = True
         self.__dict__.pop("_stages", None)
 
     def estimate(self, x, lmbda, exact=None):
